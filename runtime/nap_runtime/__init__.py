@@ -1,0 +1,45 @@
+"""NAP runtime: diffusion language models decoded in parallel across devices.
+
+Names are imported on first use, so that `nap --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nap_runtime.api import close, decode
+    from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult, SyncPolicy
+    from nap_runtime.models.loading import LoadedModel, load_model
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DecodeConfig": "job",
+    "DecodeJob": "job",
+    "DecodeResult": "job",
+    "LoadedModel": "models.loading",
+    "SyncPolicy": "job",
+    "close": "api",
+    "decode": "api",
+    "load_model": "models.loading",
+}
+
+__all__ = [
+    "DecodeConfig",
+    "DecodeJob",
+    "DecodeResult",
+    "LoadedModel",
+    "SyncPolicy",
+    "__version__",
+    "close",
+    "decode",
+    "load_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,172 @@
+"""`decode`: questions in, results out, wherever the workers are."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, overload
+
+import torch
+
+from nap_runtime.errors import UsageError
+from nap_runtime.executor.base import Executor
+from nap_runtime.executor.coordinator import Coordinator, JobFailure
+from nap_runtime.executor.inline import InlineExecutor
+from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult
+from nap_runtime.models.loading import LoadedModel, ModelCard, load_model, read_card
+
+Device = Literal["cpu", "cuda"]
+DType = Literal["float32", "float64", "bfloat16"]
+DTYPES: dict[str, torch.dtype] = {t: getattr(torch, t) for t in ("float32", "float64", "bfloat16")}
+
+
+def check_device(device: str) -> None:
+    """Fail with the mend when a device cannot be used.
+
+    Raises:
+        UsageError: it is unknown, or there is no GPU.
+    """
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"device: unknown value '{device}'; use one of cpu, cuda", field="device")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device: torch sees no CUDA device; use cpu", field="device")
+
+
+def check_dtype(dtype: str) -> torch.dtype:
+    """The torch dtype of a name.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: unknown value '{dtype}'; use one of {', '.join(DTYPES)}", field="dtype")
+    return DTYPES[dtype]
+
+
+def make_executor(
+    card: ModelCard,
+    *,
+    workers: int,
+    dtype: str = "float32",
+    device: str = "cpu",
+    model: LoadedModel | None = None,
+    simulate: bool = False,
+    address: str | None = None,
+) -> Executor:
+    """One worker (or W simulated ones) in this process, or W > 1 Ray actors.
+
+    Raises:
+        UsageError: device or dtype cannot be used, or the cluster has no room.
+    """
+    check_device(device)
+    kind = check_dtype(dtype)
+    if workers == 1 or simulate:
+        loaded = model or load_model(card.path, dtype=kind, device=device)
+        return InlineExecutor(loaded.model, workers=workers, dtype=kind, device=device)
+    from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
+
+    path = card.name if card.name == "nap-tiny" else card.path.resolve()
+    return RayExecutor(path, workers=workers, dtype=kind, device=device, cluster=ClusterOptions(address=address))
+
+
+_Key = tuple[str, int, str, str, bool]
+_warm: dict[_Key, Coordinator] = {}
+
+
+@contextmanager
+def _coordinator(card: ModelCard, key: _Key, model: LoadedModel | None) -> Iterator[Coordinator]:
+    """A warm group for the same model, workers, dtype and device; kept until the process ends or a decode fails."""
+    if key not in _warm:
+        _, workers, dtype, device, simulate = key
+        executor = make_executor(
+            card, workers=workers, dtype=dtype, device=device, model=model, simulate=simulate
+        )
+        _warm[key] = Coordinator(card, executor)
+    try:
+        yield _warm[key]
+    except BaseException:
+        _warm.pop(key).executor.close()
+        raise
+
+
+@atexit.register
+def close() -> None:
+    """Stop every warm group. Called at exit; call it to give the devices back earlier."""
+    while _warm:
+        _warm.popitem()[1].executor.close()
+
+
+@overload
+def decode(
+    prompt: str,
+    config: DecodeConfig | None = None,
+    *,
+    model: str | Path | LoadedModel = "nap-tiny",
+    workers: int = 1,
+    device: Device = "cpu",
+    dtype: DType = "float32",
+    batch_size: int = 1,
+    simulate: bool = False,
+) -> DecodeResult: ...
+@overload
+def decode(
+    prompt: list[str],
+    config: DecodeConfig | None = None,
+    *,
+    model: str | Path | LoadedModel = "nap-tiny",
+    workers: int = 1,
+    device: Device = "cpu",
+    dtype: DType = "float32",
+    batch_size: int = 1,
+    simulate: bool = False,
+) -> list[DecodeResult]: ...
+def decode(
+    prompt: str | list[str],
+    config: DecodeConfig | None = None,
+    *,
+    model: str | Path | LoadedModel = "nap-tiny",
+    workers: int = 1,
+    device: Device = "cpu",
+    dtype: DType = "float32",
+    batch_size: int = 1,
+    simulate: bool = False,
+) -> DecodeResult | list[DecodeResult]:
+    """Decode one question, or several.
+
+    Args:
+        prompt: a question, or a list of questions (then a list comes back, in their order).
+        config: how; defaults to three paths, one token a step, exact sync.
+        model: a bundled model's name, a checkpoint folder, or a `LoadedModel` (inline only).
+        workers: W; 1 runs in this process, more run as Ray actors, on a local cluster unless one is there.
+        device, dtype: where and in what precision; a `LoadedModel` has its own.
+        batch_size: canvases of one layout decoded together.
+        simulate: run W workers as threads of this process, with the ids of real ones.
+
+    Raises:
+        UsageError, ModelError, WorkerError: see `nap_runtime.errors`. With several questions the first failure raises.
+    """
+    config = config or DecodeConfig()
+    loaded = model if isinstance(model, LoadedModel) else None
+    if loaded is not None and workers > 1 and not simulate:
+        raise UsageError("model: a loaded model runs inline; give its folder, or simulate=True", field="model")
+    if loaded is not None:
+        weight = next(loaded.model.parameters())
+        device, dtype = weight.device.type, str(weight.dtype).removeprefix("torch.")  # type: ignore[assignment]
+    card = loaded.card if loaded is not None else read_card(model)  # type: ignore[arg-type]
+    questions = [prompt] if isinstance(prompt, str) else prompt
+    jobs = [DecodeJob(question=question, index=index) for index, question in enumerate(questions)]
+    key = (card.fingerprint, workers, dtype, device, simulate)
+    with _coordinator(card, key, loaded) as coordinator:
+        results = sorted(
+            coordinator.decode(jobs, config, batch_size=batch_size), key=lambda result: result.job.index
+        )
+    done = [_or_raise(result) for result in results]
+    return done[0] if isinstance(prompt, str) else done
+
+
+def _or_raise(result: DecodeResult | JobFailure) -> DecodeResult:
+    if isinstance(result, JobFailure):
+        raise result.error
+    return result

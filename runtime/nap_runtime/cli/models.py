@@ -1,0 +1,106 @@
+"""`nap model info | make | export`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nap_runtime.cli import output
+from nap_runtime.cli.parser import Parser, integer
+from nap_runtime.cli.settings import DTYPES
+from nap_runtime.errors import UsageError
+
+_MAKE = """\
+Write a model folder with random weights, for benchmarks and tests.
+
+Shapes: llada-8b, dream-7b, llada-tiny, dream-tiny, nap-tiny. Without a tokenizer prompts become bytes.
+"""
+_EXPORT = """\
+Write a model's weights under the original tensor names of its family, with its tokenizer.
+"""
+_DEFAULT_DTYPE = "bfloat16"
+
+
+def register(root: Parser) -> None:
+    """Add the commands."""
+    group = root.command("model", "Look at model folders and make them.")
+    info = group.command("info", "Print what a model folder holds; weights are not read.", _info)
+    info.add_argument("model", metavar="nap-tiny|PATH")
+    info.add_argument("--json", action="store_true", help="one JSON object (default: a table)")
+    make = group.command("make", _MAKE, _make)
+    make.add_argument("--shape", required=True, metavar="SHAPE", help="see above (required)")
+    make.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)"
+    )
+    make.add_argument("--seed", type=integer, default=0, metavar="S", help="of the weights (default: 0)")
+    _add_dtype(make, f"precision to store (default: {_DEFAULT_DTYPE})")
+    export = group.command("export", _EXPORT, _export)
+    export.add_argument("model", metavar="nap-tiny|PATH")
+    export.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)"
+    )
+    _add_dtype(export, "precision to store (default: as stored)")
+
+
+def _add_dtype(parser: Parser, text: str) -> None:
+    parser.add_argument("--dtype", metavar="|".join(DTYPES), help=text)
+
+
+def _dtype(name: str) -> Any:
+    """A torch dtype."""
+    if name not in (*DTYPES, "float16"):
+        raise UsageError(f"dtype: unknown value '{name}'; use one of {', '.join(DTYPES)}", field="dtype")
+    import torch
+
+    return getattr(torch, name)
+
+
+def _info(args: argparse.Namespace) -> int:
+    from nap_runtime.models.inspection import describe
+
+    facts = describe(args.model)
+    if "json" in args:
+        print(output.dumps(facts))
+        return 0
+    print(output.align([(key, _text(key, value)) for key, value in facts.items()]))
+    return 0
+
+
+def _text(key: str, value: Any) -> str:
+    if key == "files":
+        return ", ".join(f"{name} ({output.size_text(size)})" for name, size in value.items())
+    if key == "params":
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return (", ".join(value) or "none") if isinstance(value, list) else str(value)
+
+
+def _make(args: argparse.Namespace) -> int:
+    from nap_runtime.models.shapes import make_model_dir
+
+    dtype = _dtype(getattr(args, "dtype", _DEFAULT_DTYPE))
+    config = make_model_dir(args.shape, args.out, seed=args.seed, dtype=dtype)
+    print(f"{args.out}: {args.shape}, {config.n_params:,} random weights")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    if (args.out / "config.json").exists():
+        raise UsageError(f"out: {args.out} already holds a model; choose another folder", field="out")
+    from nap_runtime.models.inspection import describe
+    from nap_runtime.models.loading import load_model, save_model
+    from nap_runtime.models.tokenizer import copy_tokenizer
+
+    stored = str(describe(args.model)["dtype"]).split("+")[-1]
+    loaded = load_model(args.model, dtype=_dtype(getattr(args, "dtype", stored)))
+    save_model(loaded.model, loaded.config, args.out)
+    copied = copy_tokenizer(loaded.card.path, args.out)
+    defaults = loaded.card.path / "decode.json"
+    if defaults.is_file():
+        shutil.copyfile(defaults, args.out / defaults.name)
+    words = f"tokenizer {', '.join(copied)}" if copied else "no tokenizer"
+    print(f"{args.out}: {loaded.config.family}, {loaded.config.n_params:,} weights, {words}")
+    return 0

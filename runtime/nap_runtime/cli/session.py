@@ -1,0 +1,115 @@
+"""From settings to a coordinator with its workers up: checks that cost little come first."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from nap_runtime.cli.settings import Settings
+from nap_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from nap_runtime.executor.coordinator import Coordinator
+    from nap_runtime.models.loading import LoadedModel, ModelCard
+
+
+def open_card(settings: Settings) -> ModelCard:
+    """The model's card, after checking that it can be used as the settings ask.
+
+    Raises:
+        UsageError: the model is no folder, or the device cannot be used.
+        ModelError: the folder is damaged.
+    """
+    folder = settings.model_folder
+    if folder is not None and not folder.is_dir():
+        raise UsageError(
+            f"model: {settings.model} is no folder; give a checkpoint folder or nap-tiny", field="model"
+        )
+    from nap_runtime.api import check_device
+    from nap_runtime.models.loading import read_card
+
+    check_device(settings.device)
+    card = read_card(settings.model if folder is None else folder)
+    if card.tokenizer is None and settings.config.headers not in (None, "nap"):
+        raise UsageError("headers: the model has no tokenizer; leave it out", field="headers")
+    return card
+
+
+def check_fits(card: ModelCard, settings: Settings, question: str | None = None) -> None:
+    """Check resolved settings against the model, and one question, before anything is started.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    from nap_runtime.decoding.machine import Plan
+    from nap_runtime.decoding.placement import Assignment
+    from nap_runtime.models.prompting import build_layout, prompt_ids
+
+    config = settings.config
+    tokens = 1 if question is None else len(prompt_ids(card, question))
+    assignment = Assignment.even(config.n_paths, settings.workers)
+    try:
+        Plan.of(build_layout(card, config, tokens), config, assignment)
+    except UsageError as error:
+        if question is None and error.field == "prompt":
+            name = "gen_length" if config.layout == "plain" else "path_tokens"
+            text = f"{name}: the canvas is longer than the model's context of {card.config.max_positions}"
+            raise UsageError(text, field=name) from error
+        raise
+
+
+@contextmanager
+def coordinator(
+    card: ModelCard, settings: Settings, *, quiet: bool, loaded: LoadedModel | None = None
+) -> Iterator[Coordinator]:
+    """A coordinator whose workers are up; they are stopped again whatever happens."""
+    from nap_runtime.api import make_executor
+    from nap_runtime.executor.coordinator import Coordinator
+
+    def start() -> Any:
+        return make_executor(
+            card,
+            workers=settings.workers,
+            dtype=settings.dtype,
+            device=settings.device,
+            model=loaded,
+            simulate=settings.simulate,
+            address=settings.address,
+        )
+
+    executor = _with_status(start, settings) if settings.on_ray and not quiet else start()
+    try:
+        yield Coordinator(card, executor)
+    finally:
+        with _undisturbed():
+            executor.close()
+
+
+def _with_status(start: Callable[[], Any], settings: Settings) -> Any:
+    """Say what is being waited for: a spinner on a terminal, else a line."""
+    where = f"the Ray cluster at {settings.address}" if settings.address else "a local Ray cluster"
+    text = f"starting {settings.workers} workers on {where}"
+    if not sys.stderr.isatty():
+        print(f"{text} ...", file=sys.stderr, flush=True)
+        return start()
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{text} …"):
+        return start()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C must not keep the workers from being stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,147 @@
+"""`Settings`: a resolved decode as one flat mapping, which `--print-config` writes and `--config` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nap_runtime.errors import UsageError
+from nap_runtime.job import DecodeConfig, SyncPolicy
+
+if TYPE_CHECKING:
+    from nap_runtime.models.loading import ModelCard
+
+DEVICES = ("cpu", "cuda")
+DTYPES = ("float32", "float64", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that decides a decode but the prompt.
+
+    Args:
+        config: how to decode.
+        model: a bundled model's name or a checkpoint folder.
+        workers: W; 1 runs in this process, more through Ray, or with `simulate` as threads of this process.
+        device, dtype: where and in what precision.
+        batch_size: canvases of one layout decoded together.
+        address: a Ray cluster that runs already (None: a local one is started).
+
+    Raises:
+        UsageError: a value is wrong, or the others leave it unused.
+    """
+
+    config: DecodeConfig = field(default_factory=DecodeConfig)
+    model: str = "nap-tiny"
+    workers: int = 1
+    simulate: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+    batch_size: int = 1
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("device", DEVICES), ("dtype", DTYPES)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UsageError(
+                    f"{name}: unknown value '{value}'; use one of {', '.join(allowed)}", field=name
+                )
+        for name in ("workers", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name}: {value!r} is not an integer of at least 1", field=name)
+        if not isinstance(self.model, str) or not isinstance(self.simulate, bool):
+            name = "simulate" if isinstance(self.model, str) else "model"
+            raise UsageError(f"{name}: {getattr(self, name)!r} is not of its type", field=name)
+        if self.simulate and self.workers == 1:
+            raise UsageError("simulate: one worker needs no simulation; give --workers too", field="simulate")
+        if self.address is not None and not self.on_ray:
+            raise UsageError("address: only several workers run on Ray; give --workers too", field="address")
+        paths = self.config.n_paths
+        known = self.config.layout == "plain" or self.config.paths is not None  # else it is the model's
+        if known and self.workers > paths:
+            text = f"workers: {self.workers} workers for {paths} paths; use at most {paths}"
+            raise UsageError(text, field="workers")
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether the workers are Ray actors."""
+        return self.workers > 1 and not self.simulate
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The model as a path; None where it is a bundled model's name."""
+        return None if self.model == "nap-tiny" else Path(self.model).expanduser()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
+        """Build from keys of both `DecodeConfig` and this class.
+
+        Raises:
+            UsageError: a key is unknown or a value wrong.
+        """
+        own = {f.name for f in fields(cls)} - {"config"}
+        known = own | {f.name for f in fields(DecodeConfig)}
+        for key in values:
+            if key not in known:
+                raise UsageError(f"{key}: unknown key; known are {', '.join(sorted(known))}", field=str(key))
+        config = DecodeConfig.from_mapping({key: value for key, value in values.items() if key not in own})
+        return cls(config=config, **{key: value for key, value in values.items() if key in own})
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values; `from_mapping` is its inverse."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}
+        return {**own, **self.config.to_mapping()}
+
+    def resolved(self, card: ModelCard) -> Settings:
+        """The same with the model's defaults written out."""
+        from nap_runtime.models.prompting import DecodeDefaults, resolve
+
+        return replace(self, config=resolve(self.config, DecodeDefaults.of(card.path)))
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` put over it; `sync` key by key."""
+    merged = {**base, **over}
+    sync = (base.get("sync"), over.get("sync"))
+    if all(isinstance(part, Mapping) for part in sync):
+        merged["sync"] = {**base["sync"], **over["sync"]}
+    return merged
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A mapping from a YAML file; unknown keys are found by `Settings.from_mapping`.
+
+    Raises:
+        UsageError: it cannot be read, or holds no mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"config: {file}: {error.strerror}", field="config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f" at line {mark.line + 1}"
+        raise UsageError(f"config: {file}: not YAML{where}", field="config") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"config: {file}: not a mapping of keys to values", field="config")
+    return values
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Keys in their own order, one a line; lists in one line."""
+    import yaml
+
+    return str(
+        yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    )
+
+
+def sync_keys() -> tuple[str, ...]:
+    """Keys of the nested `sync` mapping."""
+    return tuple(f.name for f in fields(SyncPolicy))

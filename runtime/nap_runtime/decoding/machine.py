@@ -1,0 +1,264 @@
+"""Coordination as a replicated pure state machine: control words in, instructions out, no I/O.
+
+Every worker runs its own replica. Equal plans and equal control words give equal instructions, so workers agree on
+what to do next without asking anybody; only the control word itself, read by all at the same step, travels.
+
+::
+
+    Step  Sync Step  Sync Step …  Summarise  Step Step …  Finish
+    └ 0 ┘ └── 1…T_p−1, path phase ─────────┘ └ summary ┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from nap_runtime.decoding.layout import CanvasLayout
+from nap_runtime.decoding.placement import Assignment
+from nap_runtime.decoding.record import SyncEvent
+from nap_runtime.decoding.schedule import UnmaskingSchedule
+from nap_runtime.errors import UsageError
+from nap_runtime.job import DecodeConfig, SyncMode
+
+
+class Rows(Enum):
+    """Which rows a worker computes in a step."""
+
+    ALL = "all"  # the whole canvas
+    OWN = "own"  # its paths' headers and slots
+    OWN_AND_SHARED = "own and shared"
+    OWN_AND_SHARE = "own and its share of the shared"  # `exact`: the workers' rows make up the canvas
+    SUMMARY = "summary"  # B_S and S
+
+
+class Layerwise(Enum):
+    """What is exchanged at every layer, inside a step."""
+
+    NOTHING = "nothing"
+    KEYS = "exact"  # K/V of the rows each worker computed
+    PARTIALS = "shared"  # partial attention of the shared rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Compute `rows`, then commit.
+
+    Attributes:
+        step: global step; also the counter of the noise.
+        paths: quota of each path (scope `path`), or None outside the path phase.
+        summary: quota of the summary, or None.
+        canvas: quota over all slots (scope `canvas`), or None.
+        lead_only: only worker 0 takes part; the others are done.
+    """
+
+    step: int
+    rows: Rows
+    layerwise: Layerwise = Layerwise.NOTHING
+    paths: tuple[int, ...] | None = None
+    summary: int | None = None
+    canvas: int | None = None
+    lead_only: bool = False
+
+    @property
+    def own_rows_only(self) -> bool:
+        """Whether a worker may leave the step out when it has nothing to commit and nothing dirty."""
+        return self.rows is Rows.OWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sync:
+    """Exchange before the next step: `tokens` or `kv`."""
+
+    step: int
+    mode: SyncMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summarise:
+    """The paths are done: tell every worker all their tokens, then decode the summary."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """Nothing is left to do."""
+
+    cancelled: bool = False
+
+
+Instruction = Step | Sync | Summarise | Finish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """The control word, the same for all workers at the same step.
+
+    Attributes:
+        cancel: the caller wants the decode to stop.
+        paths_closed: every path of every canvas of the batch is closed.
+        all_closed: the summary too.
+    """
+
+    cancel: bool = False
+    paths_closed: bool = False
+    all_closed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a replica needs to know, fixed before the first step."""
+
+    layout: CanvasLayout
+    config: DecodeConfig
+    assignment: Assignment
+    schedule: UnmaskingSchedule
+
+    @classmethod
+    def of(cls, layout: CanvasLayout, config: DecodeConfig, assignment: Assignment) -> Plan:
+        """The plan of a resolved config on a layout.
+
+        Raises:
+            UsageError: the config does not fit the layout, or the assignment has other paths.
+        """
+        if len(assignment.worker_of) != layout.n_paths:
+            raise UsageError(
+                f"assignment: {len(assignment.worker_of)} paths assigned, the layout has {layout.n_paths}",
+                field="assignment",
+            )
+        schedule = UnmaskingSchedule.plan(layout, config)
+        return cls(layout=layout, config=config, assignment=assignment, schedule=schedule)
+
+    @property
+    def path_steps(self) -> int:
+        """T_p, where the summary phase begins; T where there is none."""
+        return len(self.schedule.paths) or self.schedule.steps
+
+
+class Coordination:
+    """A replica of the state machine. `next` gives the next instruction; `events` is what was exchanged so far."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._sync = plan.config.sync
+        self._alone = plan.assignment.workers == 1
+        self._step = 0
+        self._synced = False  # the sync before the current step has been emitted
+        self._summarised = False
+        self.events: list[SyncEvent] = []
+
+    @property
+    def step(self) -> int:
+        """The step that comes next."""
+        return self._step
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether the next instruction begins a step: where control words are read."""
+        return not self._synced
+
+    def next(self, control: Control | None = None) -> Instruction:
+        """The next instruction under this control word."""
+        control = control or Control()
+        if control.cancel:
+            return Finish(cancelled=True)
+        if self._step >= self._plan.schedule.steps or control.all_closed:
+            return Finish()
+        if self._plan.schedule.canvas:
+            return self._canvas_step()
+        if control.paths_closed and self._step < self._plan.path_steps:
+            self._step, self._synced = self._plan.path_steps, False
+            return self.next(Control())
+        return self._path_step() if self._step < self._plan.path_steps else self._summary_step()
+
+    def _canvas_step(self) -> Step:
+        quota, step = self._plan.schedule.canvas[self._step], self._advance()
+        if self._sync.mode == "exact":
+            return self._exact(Step(step=step, rows=Rows.ALL, canvas=quota))
+        if step:
+            self._fresh(step, "tokens")
+        return Step(step=step, rows=Rows.ALL, canvas=quota)
+
+    def _path_step(self) -> Instruction:
+        step, schedule = self._step, self._plan.schedule
+        plain = Step(
+            step=step,
+            rows=Rows.ALL if step == 0 else Rows.OWN,
+            paths=schedule.paths[step],
+            summary=schedule.summary[0] if schedule.at_once else None,
+        )
+        if step == 0:
+            self._advance()
+            return plain
+        kind = self._due(step)
+        if kind in ("tokens", "kv") and not self._synced:
+            self._synced = True
+            self._remember(step, kind, step - 1 if kind == "kv" else step)
+            return Sync(step=step, mode=kind)
+        self._advance()
+        if kind == "exact":
+            return self._exact(plain)
+        if kind == "shared":
+            self._fresh(step, "shared")
+            return replace(plain, rows=Rows.OWN_AND_SHARED, layerwise=Layerwise.PARTIALS)
+        return replace(plain, rows={"tokens": Rows.ALL, "kv": Rows.OWN_AND_SHARED, None: Rows.OWN}[kind])
+
+    def _due(self, step: int) -> SyncMode | None:
+        """What is exchanged at a step of the path phase; syncs count from the first step."""
+        if self._sync.mode == "exact" or 0 < step <= self._sync.warmup:
+            return "exact"
+        if self._sync.mode == "none":
+            return None
+        return self._sync.mode if (step - self._sync.warmup) % self._sync.period == 0 else None
+
+    def _summary_step(self) -> Instruction:
+        step, mode = self._step, self._sync.mode
+        first = step == self._plan.path_steps
+        if first and not self._summarised and mode in ("tokens", "kv", "none"):
+            self._summarised = True
+            self._fresh(step, "gather")
+            return Summarise(step=step)
+        quota = self._plan.schedule.summary[step - self._plan.path_steps]
+        refresh = self._sync.refreshes_every_step or first
+        self._advance()
+        if mode == "exact":
+            return self._exact(Step(step=step, rows=Rows.ALL, summary=quota))
+        if mode == "shared":
+            self._fresh(step, "shared")
+            rows = Rows.OWN_AND_SHARED if refresh else Rows.SUMMARY
+            return Step(step=step, rows=rows, layerwise=Layerwise.PARTIALS, summary=quota)
+        return Step(step=step, rows=Rows.ALL if refresh else Rows.SUMMARY, summary=quota, lead_only=True)
+
+    def _exact(self, step: Step) -> Step:
+        """The same step with its rows split over the workers. The first step of all needs no exchange."""
+        if step.step == 0 or self._alone:
+            return replace(step, rows=Rows.ALL)
+        self._fresh(step.step, "exact")
+        return replace(step, rows=Rows.OWN_AND_SHARE, layerwise=Layerwise.KEYS)
+
+    def _advance(self) -> int:
+        step = self._step
+        self._step, self._synced = step + 1, False
+        return step
+
+    def _fresh(self, step: int, kind: str) -> None:
+        self._remember(step, kind, step)
+
+    def _remember(self, step: int, kind: str, source: int) -> None:
+        workers, paths = self._plan.assignment.workers, self._plan.layout.n_paths
+        if workers > 1:
+            self.events.append(SyncEvent(step=step, kind=kind, sources=((source,) * paths,) * workers))
+
+
+def rows_of(rows: Rows, layout: CanvasLayout, assignment: Assignment, worker: int) -> tuple[int, ...]:
+    """Canvas rows that a worker computes for a `Rows`, ascending."""
+    if rows is Rows.ALL:
+        return tuple(range(layout.size))
+    if rows is Rows.SUMMARY:
+        return () if layout.summary is None else tuple(layout.summary.rows)
+    own = assignment.own_rows(layout, worker)
+    if rows is Rows.OWN:
+        return own
+    shared = layout.shared_rows() if rows is Rows.OWN_AND_SHARED else assignment.split_shared(layout)[worker]
+    return tuple(sorted((*own, *shared)))

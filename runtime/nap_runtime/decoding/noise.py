@@ -1,0 +1,57 @@
+"""Counter-based noise: Philox4x32-10 (Salmon et al. 2011; Random123).
+
+Key = seed; counter = (vocabulary id, position, global step, purpose). The bits are the same on CPU and GPU, and
+depend on nothing but what is being drawn: not on the worker, the batch, or the order of calls.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_ROUNDS = 10
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_LOW = 0xFFFFFFFF
+
+
+class Purpose(IntEnum):
+    """What a draw is for, so that no two uses share bits."""
+
+    TOKEN = 0
+    ORDER = 1
+
+
+def _mul_hi_lo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a·b. int64 wraps, which leaves the low 64 bits of the product right."""
+    product = b * a
+    return (product >> 32) & _LOW, product & _LOW
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Four 32-bit words per counter, as int64 tensors of the counters' broadcast shape."""
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        hi0, lo0 = _mul_hi_lo(_M0, c0)
+        hi1, lo1 = _mul_hi_lo(_M1, c2)
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+def uniform(seed: int, *, ids: Tensor, positions: Tensor, step: int, purpose: Purpose) -> Tensor:
+    """float64 numbers in (0, 1) of the broadcast shape of `ids` and `positions`, from 53 bits each."""
+    step_, purpose_ = (positions.new_full((), v) for v in (step, int(purpose)))
+    high, low, *_ = philox4x32((ids, positions, step_, purpose_), (seed & _LOW, seed >> 32 & _LOW))
+    bits = ((high << 32) | low) >> 11 & ((1 << 53) - 1)
+    return (bits.double() + 0.5) * 2.0**-53
+
+
+def gumbel(seed: int, *, vocab: int, positions_S: Tensor, step: int) -> Tensor:
+    """Gumbel noise for token draws. Shape [S, V], float64."""
+    ids = torch.arange(vocab, device=positions_S.device)
+    u_SV = uniform(seed, ids=ids[None, :], positions=positions_S[:, None], step=step, purpose=Purpose.TOKEN)
+    return -torch.log(-torch.log(u_SV))

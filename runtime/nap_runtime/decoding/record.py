@@ -1,0 +1,258 @@
+"""The trace of one decode: initial canvas, deltas, syncs, assignment. It replays what *each worker* saw.
+
+On disk and on the wire a record is msgpack with a version number; a token entry is u32 id, u16 position, f16
+confidence. Nothing is unpickled, and sizes are bounded before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from nap_runtime.decoding.layout import CanvasLayout, Ids
+from nap_runtime.decoding.placement import Assignment
+from nap_runtime.decoding.state import Kind
+from nap_runtime.errors import RecordError, UsageError
+
+VERSION = 1
+MAX_BYTES = 64 << 20
+_TOKEN = np.dtype([("id", "<u4"), ("position", "<u2"), ("confidence", "<f2")])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanvasDelta:
+    """What one worker changed at one step. Arrays have one entry per token, positions ascending.
+
+    Attributes:
+        kind: `COMMIT`, or `FILL` for what a closed block is filled with (counts in no metric).
+        positions, ids: canvas positions and token ids; int64.
+        log_confidence: natural logarithm of the confidence; float64 (0 for a fill).
+    """
+
+    step: int
+    worker: int
+    kind: Kind
+    positions: Ids
+    ids: Ids
+    log_confidence: npt.NDArray[np.float64]
+
+    def to_wire(self) -> list[Any]:
+        """`[step, worker, kind, packed tokens]`; confidences are rounded to f16."""
+        tokens = np.empty(len(self.ids), dtype=_TOKEN)
+        tokens["id"], tokens["position"] = self.ids, self.positions
+        tokens["confidence"] = np.exp(self.log_confidence)
+        return [self.step, self.worker, int(self.kind), tokens.tobytes()]
+
+    @classmethod
+    def from_wire(cls, values: Sequence[Any]) -> CanvasDelta:
+        """Inverse of `to_wire`.
+
+        Raises:
+            RecordError: the entry is malformed.
+        """
+        try:
+            step, worker, kind, packed = values
+            tokens = np.frombuffer(packed, dtype=_TOKEN)
+            with np.errstate(divide="ignore"):
+                confidence = np.log(tokens["confidence"].astype(np.float64))
+            return cls(
+                step=int(step),
+                worker=int(worker),
+                kind=Kind(kind),
+                positions=tokens["position"].astype(np.int64),
+                ids=tokens["id"].astype(np.int64),
+                log_confidence=confidence,
+            )
+        except (TypeError, ValueError) as error:
+            raise RecordError(f"trace: malformed delta ({error})") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncEvent:
+    """An exchange, and what every worker knows of every path from then on.
+
+    Attributes:
+        step: the step at whose start (or, for `exact` and `shared`, inside which) it happened.
+        kind: `exact`, `tokens`, `shared`, `kv` or `gather` (ids of all paths, before the summary).
+        sources: `sources[worker][path]` is the step of the canvas that the worker's view of that path was computed
+            from; a canvas step c holds every commit of the steps before c. Own paths are always current.
+    """
+
+    step: int
+    kind: str
+    sources: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeRecord:
+    """Everything needed to replay one decode.
+
+    Attributes:
+        layout, prompt_ids: what was decoded; `config` how, as `DecodeConfig.to_mapping` gives it.
+        assignment: path → worker.
+        model: name and fingerprint of the weights.
+        path_steps: T_p, where the summary phase begins (scope `canvas` and layout `plain`: T).
+        steps: T, logical steps of the schedule.
+        deltas: ordered by step, then worker.
+        syncs: ordered by step.
+        forwards: `forwards[worker]` lists the steps at which that worker ran the network.
+        final_ids: the canvas as the workers held it at the end, gathered apart from the deltas.
+    """
+
+    layout: CanvasLayout
+    prompt_ids: tuple[int, ...]
+    config: Mapping[str, Any]
+    assignment: Assignment
+    model: Mapping[str, str]
+    path_steps: int
+    steps: int
+    deltas: tuple[CanvasDelta, ...]
+    syncs: tuple[SyncEvent, ...]
+    forwards: tuple[tuple[int, ...], ...]
+    final_ids: Ids
+
+    @property
+    def commits(self) -> tuple[CanvasDelta, ...]:
+        """The deltas without fills."""
+        return tuple(delta for delta in self.deltas if delta.kind is Kind.COMMIT)
+
+    @property
+    def nfe_steps(self) -> int:
+        """Logical steps at which any worker ran the network."""
+        return len({step for steps in self.forwards for step in steps})
+
+    def canvas(self, step: int | None = None) -> Ids:
+        """The true canvas just before `step` (None: at the end). Shape [N]."""
+        return self._replay(lambda delta: step is None or delta.step < step)
+
+    def view(self, worker: int, step: int) -> Ids:
+        """The canvas as `worker` saw it while it computed `step`. Shape [N]."""
+        known = self.sources(worker, step)
+        limits = np.full(self.layout.size, step, dtype=np.int64)
+        for path, block in enumerate(self.layout.paths):
+            limits[block.slots.start : block.slots.stop] = known[path]
+        ids = self.layout.initial_ids(self.prompt_ids)
+        for delta in self.deltas:
+            seen = limits[delta.positions] > delta.step
+            ids[delta.positions[seen]] = delta.ids[seen]
+        return ids
+
+    def sources(self, worker: int, step: int) -> tuple[int, ...]:
+        """For each path, the step of the canvas that `worker` knows at `step`."""
+        events = [event for event in self.syncs if event.step <= step]
+        told = events[-1].sources[worker] if events else (0,) * self.layout.n_paths
+        mine = self.assignment.worker_of
+        return tuple(step if mine[path] == worker else min(told[path], step) for path in range(self.layout.n_paths))
+
+    def _replay(self, wanted: Any) -> Ids:
+        ids = self.layout.initial_ids(self.prompt_ids)
+        for delta in filter(wanted, self.deltas):
+            ids[delta.positions] = delta.ids
+        return ids
+
+    def order(self) -> list[list[float | int]]:
+        """`[step, worker, position, id, confidence]` of every commit, for JSON."""
+        return [
+            [delta.step, delta.worker, int(position), int(token), float(np.exp(score))]
+            for delta in self.commits
+            for position, token, score in zip(delta.positions, delta.ids, delta.log_confidence, strict=True)
+        ]
+
+    def to_bytes(self) -> bytes:
+        """The record as msgpack, sealed with a SHA-256 over its content."""
+        body = msgpack.packb(self._to_mapping())
+        return bytes(msgpack.packb({"v": VERSION, "sha256": hashlib.sha256(body).digest(), "body": body}))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> DecodeRecord:
+        """Read a record and check its seal.
+
+        Raises:
+            RecordError: too large, not msgpack, another version, a broken seal, or malformed.
+        """
+        outer = _unpack(data)
+        if outer.get("v") != VERSION:
+            raise RecordError(f"trace: version {outer.get('v')!r} is not {VERSION}")
+        body = outer.get("body")
+        if not isinstance(body, bytes) or hashlib.sha256(body).digest() != outer.get("sha256"):
+            raise RecordError("trace: the content does not match its SHA-256; the file was changed or cut short")
+        return cls._from_mapping(_unpack(body))
+
+    def _to_mapping(self) -> dict[str, Any]:
+        return {
+            "layout": self.layout.to_mapping(),
+            "prompt_ids": list(self.prompt_ids),
+            "config": dict(self.config),
+            "assignment": list(self.assignment.worker_of),
+            "model": dict(self.model),
+            "path_steps": self.path_steps,
+            "steps": self.steps,
+            "deltas": [delta.to_wire() for delta in self.deltas],
+            "syncs": [[event.step, event.kind, [list(row) for row in event.sources]] for event in self.syncs],
+            "forwards": [list(steps) for steps in self.forwards],
+            "final_ids": self.final_ids.astype("<u4").tobytes(),
+        }
+
+    @classmethod
+    def _from_mapping(cls, values: Mapping[str, Any]) -> DecodeRecord:
+        try:
+            return cls(
+                layout=CanvasLayout.from_mapping(values["layout"]),
+                prompt_ids=tuple(values["prompt_ids"]),
+                config=values["config"],
+                assignment=Assignment(tuple(values["assignment"])),
+                model=values["model"],
+                path_steps=int(values["path_steps"]),
+                steps=int(values["steps"]),
+                deltas=tuple(CanvasDelta.from_wire(delta) for delta in values["deltas"]),
+                syncs=tuple(_sync(event) for event in values["syncs"]),
+                forwards=tuple(tuple(steps) for steps in values["forwards"]),
+                final_ids=np.frombuffer(values["final_ids"], dtype="<u4").astype(np.int64),
+            )
+        except (KeyError, TypeError, ValueError, UsageError) as error:
+            raise RecordError(f"trace: malformed ({error})") from error
+
+
+def _sync(values: Sequence[Any]) -> SyncEvent:
+    step, kind, sources = values
+    return SyncEvent(step=int(step), kind=str(kind), sources=tuple(tuple(map(int, row)) for row in sources))
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_BYTES:
+        raise RecordError(f"trace: {len(data)} bytes exceed the limit of {MAX_BYTES}")
+    try:
+        values = msgpack.unpackb(data)
+    except Exception as error:  # msgpack raises several unrelated types for malformed input
+        raise RecordError(f"trace: not msgpack ({error})") from error
+    if not isinstance(values, dict):
+        raise RecordError("trace: not a record")
+    return values
+
+
+def deltas_between(
+    arrays: Mapping[str, npt.NDArray[Any]], positions: Ids, *, worker: int, first: int, last: int
+) -> Iterable[CanvasDelta]:
+    """Deltas of the steps first … last from a canvas's `ids`, `step`, `kind` and `score` at `positions`.
+
+    Ordered by step, commits before fills.
+    """
+    steps, kinds = arrays["step"], arrays["kind"]
+    for step in np.unique(steps[(steps >= first) & (steps <= last)]):
+        for kind in (Kind.COMMIT, Kind.FILL):
+            here = (steps == step) & (kinds == kind)
+            if here.any():
+                yield CanvasDelta(
+                    step=int(step),
+                    worker=worker,
+                    kind=kind,
+                    positions=positions[here],
+                    ids=arrays["ids"][here],
+                    log_confidence=arrays["score"][here].astype(np.float64),
+                )

@@ -1,0 +1,115 @@
+"""The canvas on the device: ids, what is still masked, and when each slot was committed.
+
+Everything is a static tensor and nothing here reads a value back to the host, so a step can run ahead of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from nap_runtime.decoding.layout import CanvasLayout, Ids, ThinkBlock
+
+NEVER = -1
+
+
+class Kind(IntEnum):
+    """How a position got its token."""
+
+    OPEN = 0
+    COMMIT = 1
+    FILL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A block's slots as tensors on the device: `positions_S` int64 [S], `end_ids_E` the ids that close it."""
+
+    positions_S: Tensor
+    end_ids_E: Tensor
+
+    @classmethod
+    def of(cls, block: ThinkBlock, device: torch.device) -> Region:
+        """The slots of a layout's block."""
+        positions_S = torch.arange(block.slots.start, block.slots.stop, device=device)
+        return cls(positions_S, torch.tensor(block.end_ids, dtype=torch.int64, device=device))
+
+
+@dataclass(slots=True)
+class CanvasState:
+    """Canvases of one layout. All tensors have shape [B, N].
+
+    Attributes:
+        ids: token ids; the mask id where nothing is committed.
+        masked: slots still to commit.
+        step: step of the commit, −1 where there was none.
+        kind: a `Kind`.
+        score: log-confidence of the commit; float64.
+    """
+
+    ids: Tensor
+    masked: Tensor
+    step: Tensor
+    kind: Tensor
+    score: Tensor
+
+    @classmethod
+    def start(cls, layout: CanvasLayout, initial: Sequence[Ids], device: torch.device) -> CanvasState:
+        """The state before the first step, one canvas per row of `initial`."""
+        ids_BN = torch.stack([torch.from_numpy(ids) for ids in initial]).to(device)
+        masked_BN = torch.zeros_like(ids_BN, dtype=torch.bool)
+        masked_BN[:, list(layout.slots)] = True
+        return cls(
+            ids=ids_BN,
+            masked=masked_BN,
+            step=torch.full_like(ids_BN, NEVER),
+            kind=torch.zeros_like(ids_BN, dtype=torch.uint8),
+            score=torch.zeros_like(ids_BN, dtype=torch.float64),
+        )
+
+    def commit(self, positions_S: Tensor, picked_BS: Tensor, ids_BS: Tensor, score_BS: Tensor, step: int) -> None:
+        """Fix the picked candidates."""
+        self._put(positions_S, picked_BS, ids_BS, score_BS, step, Kind.COMMIT)
+
+    def _put(
+        self, positions_S: Tensor, where_BS: Tensor, ids_BS: Tensor, score_BS: Tensor, step: int, kind: Kind
+    ) -> None:
+        def write(target_BN: Tensor, values: Tensor | float) -> None:
+            target_BN[:, positions_S] = torch.where(where_BS, values, target_BN[:, positions_S]).to(target_BN.dtype)
+
+        write(self.ids, ids_BS)
+        write(self.score, score_BS.double())
+        write(self.step, step)
+        write(self.kind, int(kind))
+        self.masked[:, positions_S] &= ~where_BS
+
+    def close(self, region: Region, fill_id: int, step: int) -> None:
+        """Fill what is left of a block once an end id and every slot before it are committed.
+
+        The fill counts in no metric; it only keeps closed text from costing further steps.
+        """
+        masked_BS = self.masked[:, region.positions_S]
+        fill_BS = masked_BS & self.closed(region).unsqueeze(-1)
+        none_BS = torch.zeros_like(masked_BS, dtype=torch.int64)
+        self._put(region.positions_S, fill_BS, none_BS + fill_id, none_BS, step, Kind.FILL)
+
+    def closed(self, region: Region) -> Tensor:
+        """Whether the block has an end id with no masked slot before it. Bool [B]."""
+        ids_BS, masked_BS = self.ids[:, region.positions_S], self.masked[:, region.positions_S]
+        end_BS = torch.isin(ids_BS, region.end_ids_E) & ~masked_BS
+        open_before_BS = masked_BS.cumsum(-1) > 0
+        return (end_BS & ~open_before_BS).any(-1)
+
+    def adopt(self, positions_S: Tensor, ids_BS: Tensor) -> None:
+        """Take over a peer's tokens; `NEVER` marks slots the peer has not committed."""
+        known_BS = ids_BS != NEVER
+        self.ids[:, positions_S] = torch.where(known_BS, ids_BS, self.ids[:, positions_S])
+        self.masked[:, positions_S] &= ~known_BS
+
+    def committed_ids(self, positions_S: Tensor) -> Tensor:
+        """Ids at `positions_S`, `NEVER` where still masked: what `adopt` takes. Shape [B, S]."""
+        return torch.where(self.masked[:, positions_S], NEVER, self.ids[:, positions_S])

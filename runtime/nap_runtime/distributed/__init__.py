@@ -1,0 +1,1 @@
+"""How workers talk: communicators (in-process and torch.distributed) and the exchanges built on them."""

@@ -1,0 +1,199 @@
+"""The exchanges, each with static buffers and one flat collective.
+
+`KVExchange` (`kv`), `LayerKeys` (`exact`), `Partials` (`shared`), `TokenExchange` (`tokens`, `gather`) and
+`CandidateExchange` (scope `canvas`, summaries that several workers score). Uneven shares are padded to the largest.
+
+Shapes: W workers, B batch, G key heads, H query heads, R rows of one worker (padded), N canvas, E head_dim, L layers,
+S slots of one worker (padded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nap_runtime.decoding.state import CanvasState
+from nap_runtime.distributed.wire import Wire
+from nap_runtime.models.attention import merge_partials, partial_attention
+from nap_runtime.models.sdpa import grouped_sdpa
+from nap_runtime.models.transformer import KVStore
+
+TOKEN_BYTES = 8  # u32 id, u16 position, f16 confidence
+
+
+def _indices(rows: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+    return [torch.tensor(list(r), dtype=torch.int64, device=device) for r in rows]
+
+
+class _RowShares:
+    """Who computes which rows, as index tensors; `widest` is what buffers are padded to."""
+
+    def __init__(self, wire: Wire, rows_by_worker: Sequence[Sequence[int]], device: torch.device) -> None:
+        self.wire, self.rank = wire, wire.comm.rank
+        self.rows = _indices(rows_by_worker, device)
+        self.widest = max(len(r) for r in rows_by_worker)
+
+    def peers(self) -> list[tuple[int, Tensor]]:
+        """Every other worker with its rows."""
+        return [(rank, rows) for rank, rows in enumerate(self.rows) if rank != self.rank]
+
+
+class KVExchange:
+    """Own rows' K/V of all layers, as of their last computation, in one flat buffer [2, L, B, G, R, E]."""
+
+    def __init__(self, wire: Wire, rows_by_worker: Sequence[Sequence[int]], store: KVStore) -> None:
+        k = store.k_LBGNE
+        self._shares = _RowShares(wire, rows_by_worker, k.device)
+        self._store = store
+        shape = (2, *k.shape[:3], self._shares.widest, k.shape[-1])
+        self._send = k.new_zeros(shape)
+        self._recv = k.new_zeros((wire.comm.world, *shape))
+        self._payload = self._send.nbytes * len(self._shares.rows[self._shares.rank]) // self._shares.widest
+
+    def run(self) -> None:
+        """Exchange, and put the peers' keys and values into the store."""
+        kv = (self._store.k_LBGNE, self._store.v_LBGNE)
+        mine = self._shares.rows[self._shares.rank]
+        for half, source in zip(self._send, kv, strict=True):
+            half[..., : len(mine), :] = source.index_select(3, mine)
+        self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
+        for rank, rows in self._shares.peers():
+            for half, target in zip(self._recv[rank], kv, strict=True):
+                target.index_copy_(3, rows, half[..., : len(rows), :])
+
+
+class LayerKeys:
+    """`exact`: inside a step, at every layer, K/V of the rows each worker computed. An `Attend`.
+
+    Args:
+        mask_RN: what this worker's rows see (None: everything).
+    """
+
+    def __init__(
+        self, wire: Wire, rows_by_worker: Sequence[Sequence[int]], store: KVStore, mask_RN: Tensor | None
+    ) -> None:
+        k = store.k_LBGNE
+        self._shares = _RowShares(wire, rows_by_worker, k.device)
+        self._store, self._mask_RN = store, mask_RN
+        shape = (2, *k.shape[1:3], self._shares.widest, k.shape[-1])
+        self._send = k.new_zeros(shape)
+        self._recv = k.new_zeros((wire.comm.world, *shape))
+        self._payload = self._send.nbytes * len(self._shares.rows[self._shares.rank]) // self._shares.widest
+
+    def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
+        """Exchange this layer's keys and values, then attend over the whole canvas."""
+        mine = self._shares.rows[self._shares.rank]
+        self._send[0, ..., : len(mine), :] = k_BGRE
+        self._send[1, ..., : len(mine), :] = v_BGRE
+        self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
+        for rank, rows in enumerate(self._shares.rows):
+            self._store.write(layer, rows, self._recv[rank, 0, ..., : len(rows), :], self._recv[rank, 1, ..., : len(rows), :])
+        return grouped_sdpa(q_BHRE, self._store.k_LBGNE[layer], self._store.v_LBGNE[layer], self._mask_RN)
+
+
+class Partials:
+    """`shared` (hub): own rows attend locally; the shared rows' attention is merged from every worker's part.
+
+    A worker's part covers the keys of its own paths; worker 0's also the shared keys, so that each key counts once.
+    Path keys and values never travel. An `Attend`.
+
+    Args:
+        rows: rows of this step, ascending; `own` and `shared` split them.
+        own_keys: rows of this worker's paths, whether computed in this step or not.
+        shared_keys: all shared rows.
+        mask_RN: what the own rows of this step see.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        store: KVStore,
+        *,
+        rows: Sequence[int],
+        own: Sequence[int],
+        own_keys: Sequence[int],
+        shared_keys: Sequence[int],
+        mask_RN: Tensor,
+    ) -> None:
+        device = store.k_LBGNE.device
+        place = {row: index for index, row in enumerate(rows)}
+        self._wire, self._store = wire, store
+        self._rows_R, keys = _indices([rows, [*own_keys, *(shared_keys if wire.comm.rank == 0 else ())]], device)
+        self._keys_M = keys
+        self._own_R, self._shared_R = _indices([[place[r] for r in own], [i for r, i in place.items() if r not in {*own}]], device)
+        self._mask_RN = mask_RN
+        self._buffers: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
+        """Store, attend locally for own rows, merge partial attention for shared rows."""
+        self._store.write(layer, self._rows_R, k_BGRE, v_BGRE)
+        keys, values = self._store.k_LBGNE[layer], self._store.v_LBGNE[layer]
+        out_BHRE = torch.empty_like(q_BHRE)
+        if len(self._own_R):
+            own = grouped_sdpa(q_BHRE.index_select(2, self._own_R), keys, values, self._mask_RN)
+            out_BHRE.index_copy_(2, self._own_R, own)
+        q_shared = q_BHRE.index_select(2, self._shared_R)
+        o, lse = partial_attention(q_shared, keys.index_select(2, self._keys_M), values.index_select(2, self._keys_M))
+        return out_BHRE.index_copy_(2, self._shared_R, self._merge(o, lse))
+
+    def _merge(self, o_BHRE: Tensor, lse_BHR: Tensor) -> Tensor:
+        """One collective: output and log-sum-exp side by side, in the precision of the log-sum-exp."""
+        mine = torch.cat((o_BHRE.to(lse_BHR.dtype), lse_BHR.unsqueeze(-1)), dim=-1)
+        everyone = mine.new_empty((self._wire.comm.world, *mine.shape))
+        self._wire.all_gather(everyone, mine, payload_bytes=mine.nbytes)
+        return merge_partials(everyone[..., :-1], everyone[..., -1]).to(o_BHRE.dtype)
+
+
+class TokenExchange:
+    """Committed ids and confidences of every worker's slots, as a dense buffer [2, B, S] of 32-bit words.
+
+    A dense buffer has one shape however many tokens were committed; the payload counts only new tokens (see
+    `BlockWorker`).
+    """
+
+    def __init__(self, wire: Wire, slots_by_worker: Sequence[Sequence[int]], state: CanvasState) -> None:
+        self._shares = _RowShares(wire, slots_by_worker, state.ids.device)
+        self._state = state
+        shape = (2, state.ids.shape[0], self._shares.widest)
+        self._send = state.ids.new_full(shape, -1, dtype=torch.int32)
+        self._recv = state.ids.new_full((wire.comm.world, *shape), -1, dtype=torch.int32)
+
+    def run(self) -> None:
+        """Exchange, and adopt the peers' tokens."""
+        mine = self._shares.rows[self._shares.rank]
+        self._send[0, :, : len(mine)] = self._state.committed_ids(mine)
+        self._send[1, :, : len(mine)] = self._state.score[:, mine].float().view(torch.int32)
+        self._shares.wire.all_gather(self._recv, self._send, payload_bytes=0)
+        for rank, slots in self._shares.peers():
+            self._state.adopt(slots, self._recv[rank, 0, :, : len(slots)].long())
+
+
+class CandidateExchange:
+    """Every worker's candidates (id, score), so that all pick the same ones.
+
+    Args:
+        slots_by_worker: a partition of `slots`: whose candidate counts for which slot.
+        slots: the region that is picked from, in canvas order.
+    """
+
+    def __init__(
+        self, wire: Wire, slots_by_worker: Sequence[Sequence[int]], slots: Sequence[int], batch: int, device: torch.device
+    ) -> None:
+        place = {slot: index for index, slot in enumerate(slots)}
+        self._shares = _RowShares(wire, [[place[s] for s in mine] for mine in slots_by_worker], device)
+        self._n = len(slots)
+        shape = (2, batch, self._shares.widest)
+        self._send = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._recv = torch.zeros((wire.comm.world, *shape), dtype=torch.float64, device=device)
+
+    def run(self, ids_BS: Tensor, scores_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Candidates of this worker's slots in, those of the whole region out. Ids are exact in float64."""
+        mine = ids_BS.shape[-1]
+        self._send[0, :, :mine], self._send[1, :, :mine] = ids_BS.double(), scores_BS.double()
+        self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._send[..., :mine].numel() * 8)
+        all_2BS = self._send.new_empty((2, self._send.shape[1], self._n))
+        for rank, places in enumerate(self._shares.rows):
+            all_2BS.index_copy_(2, places, self._recv[rank, ..., : len(places)])
+        return all_2BS[0].long(), all_2BS[1]

@@ -1,0 +1,102 @@
+"""A communicator that counts and times what it does."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nap_runtime.decoding.meters import WorkerMeters
+from nap_runtime.distributed.comm import Communicator
+
+Mark = float | torch.cuda.Event
+
+
+class Clock:
+    """Marks in time: host time on CPU, events on the stream of a GPU, which are read after the job."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+
+    def mark(self) -> Mark:
+        """Now."""
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @staticmethod
+    def seconds(start: Mark, stop: Mark) -> float:
+        """From one mark to another; on a GPU only after its stream has passed both."""
+        if isinstance(start, float) or isinstance(stop, float):
+            assert isinstance(start, float) and isinstance(stop, float)
+            return stop - start
+        return float(start.elapsed_time(stop)) / 1e3
+
+
+@dataclass(slots=True)
+class _StepSpan:
+    start: Mark
+    recompute_share: float
+    waits_before: int
+    stop: Mark | None = None
+    waits_after: int = 0
+
+
+@dataclass(slots=True)
+class Wire:
+    """What one worker sends, waits and computes. All exchanges go through here."""
+
+    comm: Communicator
+    clock: Clock
+    payload_bytes: int = 0
+    wire_bytes: int = 0
+    syncs: int = 0
+    forwards: int = 0
+    rows_computed: int = 0
+    rows_recomputed: int = 0
+    _waits: list[tuple[Mark, Mark]] = field(default_factory=list)
+    _steps: list[_StepSpan] = field(default_factory=list)
+
+    def all_gather(self, out: Tensor, inp: Tensor, *, payload_bytes: int) -> None:
+        """Gather, and count: padding goes over the wire but is no payload."""
+        start = self.clock.mark()
+        self.comm.all_gather(out, inp)
+        self._waits.append((start, self.clock.mark()))
+        self.payload_bytes += payload_bytes
+        self.wire_bytes += (self.comm.world - 1) * inp.nbytes
+
+    def begin_step(self, *, rows: int, extra_rows: int) -> None:
+        """A forward over `rows` rows begins, `extra_rows` of them for a sync's or refresh's sake."""
+        self.forwards += 1
+        self.rows_computed += rows
+        self.rows_recomputed += extra_rows
+        self._steps.append(_StepSpan(self.clock.mark(), extra_rows / max(rows, 1), len(self._waits)))
+
+    def end_step(self) -> None:
+        """The commit is done."""
+        self._steps[-1].stop, self._steps[-1].waits_after = self.clock.mark(), len(self._waits)
+
+    def meters(self) -> WorkerMeters:
+        """The totals. On a GPU this waits for the stream."""
+        waits = [Clock.seconds(start, stop) for start, stop in self._waits]
+        compute = recompute = 0.0
+        for span in self._steps:
+            if span.stop is not None:
+                seconds = Clock.seconds(span.start, span.stop) - sum(waits[span.waits_before : span.waits_after])
+                compute += seconds
+                recompute += seconds * span.recompute_share
+        return WorkerMeters(
+            forwards=self.forwards,
+            rows_computed=self.rows_computed,
+            rows_recomputed=self.rows_recomputed,
+            syncs=self.syncs,
+            payload_bytes=self.payload_bytes,
+            wire_bytes=self.wire_bytes,
+            blocked_seconds=sum(waits),
+            compute_seconds=compute,
+            recompute_seconds=recompute,
+        )

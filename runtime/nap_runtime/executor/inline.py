@@ -1,0 +1,94 @@
+"""Workers in this process: one, or W simulated ones on threads that obey the same sync policy."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+
+import torch
+
+from nap_runtime.distributed.comm import Communicator, Solo, ThreadGroup
+from nap_runtime.errors import NapError, WorkerError
+from nap_runtime.executor.base import WorkerPlace
+from nap_runtime.worker import BlockWorker, Denoiser, Outcome, Report, Task
+
+
+class InlineExecutor:
+    """One process, one device, all paths.
+
+    Args:
+        denoiser: the network; all simulated workers share its weights.
+        workers: W; more than one simulates a group, with the ids of real workers.
+        dtype, device: of the K/V store, the denoiser's own.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, *, workers: int = 1, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        self.workers = workers
+        self._denoiser, self._dtype, self._device = denoiser, dtype, torch.device(device)
+
+    @property
+    def places(self) -> tuple[WorkerPlace, ...]:
+        """All in this process."""
+        here = {"process": os.getpid(), "host": socket.gethostname(), "device": str(self._device)}
+        return tuple(WorkerPlace(worker=rank, **here) for rank in range(self.workers))  # type: ignore[arg-type]
+
+    def run(self, task: Task, *, on_report: Callable[[Report], None], cancelled: Callable[[], bool]) -> list[Outcome]:
+        """See `Executor.run`."""
+        if self.workers == 1:
+            return [self._worker(Solo()).run(task, on_report=on_report, cancelled=cancelled)]
+        return _Simulation(self.workers).run(
+            lambda comm: self._worker(comm).run(task, on_report=on_report, cancelled=cancelled)
+        )
+
+    def _worker(self, comm: Communicator) -> BlockWorker:
+        return BlockWorker(self._denoiser, comm, dtype=self._dtype, device=self._device)
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class _Simulation:
+    """Runs a function once per member of a `ThreadGroup`; the first failure ends all."""
+
+    def __init__(self, workers: int) -> None:
+        self._group = ThreadGroup(workers)
+        self._outcomes: list[Outcome | None] = [None] * workers
+        self._failures: list[BaseException] = []
+
+    def run(self, work: Callable[[Communicator], Outcome]) -> list[Outcome]:
+        threads = [
+            threading.Thread(target=self._guard, args=(work, comm), name=f"worker {comm.rank}", daemon=True)
+            for comm in self._group.members()
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:  # Ctrl-C must not leave the threads waiting for each other
+            self._group.abort()
+            raise
+        if self._failures:
+            raise self._first_cause()
+        return [outcome for outcome in self._outcomes if outcome is not None]
+
+    def _guard(self, work: Callable[[Communicator], Outcome], comm: Communicator) -> None:
+        try:
+            self._outcomes[comm.rank] = work(comm)
+        except BaseException as error:
+            self._failures.append(error)
+            self._group.abort()
+
+    def _first_cause(self) -> BaseException:
+        """The failure that broke the group, not those of the peers it woke."""
+        causes = [error for error in self._failures if not isinstance(error, WorkerError)] or self._failures
+        cause = causes[0]
+        if isinstance(cause, NapError):
+            return cause
+        failure = WorkerError(f"a simulated worker failed: {cause}")
+        failure.__cause__ = cause
+        return failure

@@ -1,0 +1,304 @@
+"""What a caller asks for and what comes back: `DecodeConfig`, `SyncPolicy`, `DecodeJob`, `DecodeResult`.
+
+Configs are frozen and keyword-only; unknown keys and unused options are errors, never ignored.
+Values left at `None` are filled in by `nap_runtime.models.prompting.resolve`, which knows the model's defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from nap_runtime.errors import NotBuiltError, UsageError
+
+if TYPE_CHECKING:
+    from nap_runtime.decoding.record import DecodeRecord
+    from nap_runtime.metrics.report import RunMetrics
+
+LayoutKind = Literal["nap", "plain"]
+Rule = Literal["parallel-forced", "confidence", "left-to-right", "random", "blockwise"]
+Scope = Literal["canvas", "path"]
+Confidence = Literal["max-prob", "margin", "entropy"]
+SyncMode = Literal["exact", "tokens", "shared", "kv", "none"]
+Topology = Literal["full", "hub", "isolated"]
+SummaryMode = Literal["gather"]
+
+MAX_PATHS = 6  # NAP's tags run from <think 1> to <think 6>
+MAX_CANVAS = 65_536  # positions travel as u16
+
+_RULES_TO_COME = ("threshold", "factor", "prophet", "p2")
+_SUMMARIES_TO_COME = ("consensus", "live")
+_SCHEDULES = ("llada", "dream")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...], to_come: tuple[str, ...] = ()) -> None:
+    if value in to_come:
+        raise NotBuiltError(f"{name}: '{value}' is not built yet; use one of {', '.join(allowed)}", field=name)
+    if value not in allowed:
+        raise UsageError(f"{name}: unknown value '{value}'; use one of {', '.join(allowed)}", field=name)
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UsageError(f"{name}: {value!r} is not an integer of at least {low}", field=name)
+
+
+def _from_mapping(cls: type[Any], values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    known = {f.name for f in fields(cls)}
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{prefix}{key}: unknown key; known are {', '.join(sorted(known))}", field=str(key))
+    return dict(values)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncPolicy:
+    """What workers exchange, and how often.
+
+    Args:
+        mode: what travels (see `docs/architecture.md`, "Sync modes").
+        every: K, steps between syncs; `tokens`, `shared` and `kv` only (None: 1).
+        warmup: steps that are exact before K applies; `tokens`, `shared` and `kv` only.
+        overlap: not built yet.
+        topology: who sees whom (None: `hub` for `shared`, else `full`).
+        summary: how the summary is decoded.
+
+    Raises:
+        UsageError: a value is unknown, or the mode does not use it.
+    """
+
+    mode: SyncMode = "exact"
+    _: KW_ONLY
+    every: int | None = None
+    warmup: int = 0
+    overlap: bool = False
+    topology: Topology | None = None
+    summary: SummaryMode = "gather"
+
+    def __post_init__(self) -> None:
+        _one_of("sync", self.mode, get_args(SyncMode))
+        _one_of("summary", self.summary, get_args(SummaryMode), _SUMMARIES_TO_COME)
+        if self.topology is not None:
+            _one_of("topology", self.topology, get_args(Topology))
+        if self.every is not None:
+            _at_least("every", self.every, 1)
+        _at_least("warmup", self.warmup, 0)
+        if self.overlap:
+            raise NotBuiltError("overlap: not built yet; leave it out", field="overlap")
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        if self.mode in ("exact", "none"):
+            for name, given in (("every", self.every is not None), ("warmup", self.warmup > 0)):
+                if given:
+                    raise UsageError(f"{name}: sync '{self.mode}' does not use it; leave it out", field=name)
+        if self.mode == "shared" and self.topology not in (None, "hub"):
+            raise UsageError(f"topology: sync 'shared' needs 'hub', not '{self.topology}'", field="topology")
+        if self.mode == "kv" and self.topology not in (None, "full"):
+            raise UsageError(f"topology: sync 'kv' needs 'full', not '{self.topology}'", field="topology")
+
+    @property
+    def period(self) -> int:
+        """K with its default applied."""
+        return 1 if self.every is None else self.every
+
+    @property
+    def sees(self) -> Topology:
+        """The topology with its default applied."""
+        return self.topology or ("hub" if self.mode == "shared" else "full")
+
+    @property
+    def refreshes_every_step(self) -> bool:
+        """Whether every row is recomputed at every step, so that one device is equalled."""
+        return self.mode == "exact" or (self.mode in ("tokens", "shared") and self.period == 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeConfig:
+    """How to lay out and decode a canvas. `None` means: the model's, or the rule's, own default.
+
+    Args:
+        layout: `nap` (prompt, think-blocks, summary) or `plain` (prompt and one region).
+        paths: m, number of think-blocks (1 to 6).
+        path_tokens: slots of each path, one number or one per path.
+        summary_tokens: slots of the summary.
+        gen_length: slots of the `plain` region.
+        block_length: slots of one `blockwise` block.
+        headers: `nap` (tags), `text` (the paper's wording) or a JSON file.
+        steps: T, denoising steps from 1 to the number of slots (None: one token a step).
+        rule, scope, confidence: which slots are committed, picked over what, scored how.
+        eos_weight: factor on the confidence of end-of-text candidates (0: last of all).
+        temperature: Gumbel noise on the logits; 0 is greedy.
+        seed: key of the Philox noise.
+        rule_args: further options of the rule (`schedule`: `llada` or `dream`).
+        sync: the `SyncPolicy`.
+        control_every: R, steps between reports off the critical path.
+
+    Raises:
+        UsageError: a value is out of range, or the layout or rule does not use it.
+    """
+
+    layout: LayoutKind = "nap"
+    paths: int | None = None
+    path_tokens: int | tuple[int, ...] | None = None
+    summary_tokens: int | None = None
+    gen_length: int | None = None
+    block_length: int | None = None
+    headers: str | None = None
+    steps: int | None = None
+    rule: Rule | None = None
+    scope: Scope | None = None
+    confidence: Confidence = "max-prob"
+    eos_weight: float | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    rule_args: Mapping[str, str] = field(default_factory=dict)
+    sync: SyncPolicy = field(default_factory=SyncPolicy)
+    control_every: int = 8
+
+    def __post_init__(self) -> None:
+        _one_of("layout", self.layout, get_args(LayoutKind))
+        if self.rule is not None:
+            _one_of("rule", self.rule, get_args(Rule), _RULES_TO_COME)
+        if self.scope is not None:
+            _one_of("scope", self.scope, get_args(Scope))
+        _one_of("confidence", self.confidence, get_args(Confidence))
+        self._check_numbers()
+        self._check_layout()
+        self._check_rule()
+
+    def _check_numbers(self) -> None:
+        for name in ("steps", "summary_tokens", "gen_length", "block_length", "control_every"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        if self.paths is not None:
+            _at_least("paths", self.paths, 1)
+            if self.paths > MAX_PATHS:
+                raise UsageError(f"paths: {self.paths} is more than the {MAX_PATHS} that NAP has tags for", field="paths")
+        for budget in self.path_tokens if isinstance(self.path_tokens, tuple) else (self.path_tokens,):
+            if budget is not None:
+                _at_least("path_tokens", budget, 1)
+        for name in ("eos_weight", "temperature"):
+            value = getattr(self, name)
+            if value is not None and (not math.isfinite(value) or value < 0):
+                raise UsageError(f"{name}: {value} is not a finite number of at least 0", field=name)
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed: {self.seed} is not between 0 and 2^63 - 1", field="seed")
+
+    def _check_layout(self) -> None:
+        unused = ("gen_length",) if self.layout == "nap" else ("paths", "path_tokens", "summary_tokens", "headers")
+        for name in unused:
+            if getattr(self, name) is not None:
+                raise UsageError(f"{name}: layout '{self.layout}' does not use it; leave it out", field=name)
+        if isinstance(self.path_tokens, tuple) and len(self.path_tokens) != self.n_paths:
+            raise UsageError(
+                f"path_tokens: {len(self.path_tokens)} budgets for {self.n_paths} paths", field="path_tokens"
+            )
+
+    def _check_rule(self) -> None:
+        if self.layout == "plain" and self.rule == "parallel-forced":
+            raise UsageError("rule: 'parallel-forced' needs layout 'nap'", field="rule")
+        if self.block_length is not None and self.picks_by != "blockwise":
+            raise UsageError(f"block_length: rule '{self.picks_by}' does not use it", field="block_length")
+        if self.picks_by in ("left-to-right", "random") and self.confidence != "max-prob":
+            raise UsageError(f"confidence: rule '{self.picks_by}' does not use it", field="confidence")
+        if self.picks_by == "parallel-forced" and self.scope == "canvas":
+            raise UsageError("scope: rule 'parallel-forced' picks within each path; use 'path'", field="scope")
+        for key, value in self.rule_args.items():
+            if key != "schedule" or self.picks_over != "canvas" or self.picks_by == "blockwise":
+                raise UsageError(f"rule_args: rule '{self.picks_by}' does not use '{key}'", field="rule_args")
+            _one_of("rule_args: schedule", value, _SCHEDULES)
+        if self.picks_over == "canvas" and not (self.sync.mode == "exact" or self.tokens_each_step):
+            raise UsageError(
+                f"sync: scope 'canvas' needs every candidate at every step: use 'exact' or 'tokens' with every 1, "
+                f"not '{self.sync.mode}' (or scope 'path')",
+                field="sync",
+            )
+
+    @property
+    def tokens_each_step(self) -> bool:
+        """Whether the sync is `tokens` at K = 1."""
+        return self.sync.mode == "tokens" and self.sync.period == 1
+
+    @property
+    def n_paths(self) -> int:
+        """m; a plain region counts as one path."""
+        return (self.paths or 3) if self.layout == "nap" else 1
+
+    @property
+    def picks_by(self) -> Rule:
+        """The rule with its default applied."""
+        return self.rule or ("parallel-forced" if self.layout == "nap" else "confidence")
+
+    @property
+    def picks_over(self) -> Scope:
+        """The scope with its default applied."""
+        return self.scope or ("path" if self.picks_by == "parallel-forced" else "canvas")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> DecodeConfig:
+        """Build from parsed YAML or JSON; lists become tuples, `sync` a `SyncPolicy`.
+
+        Raises:
+            UsageError: a key is unknown or a value wrong.
+        """
+        kwargs = _from_mapping(cls, values, "")
+        if isinstance(kwargs.get("path_tokens"), list):
+            kwargs["path_tokens"] = tuple(kwargs["path_tokens"])
+        if isinstance(kwargs.get("sync"), Mapping):
+            kwargs["sync"] = SyncPolicy(**_from_mapping(SyncPolicy, kwargs["sync"], "sync."))
+        return cls(**kwargs)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for YAML, JSON and the trace; `from_mapping` is its inverse."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["sync"] = {f.name: getattr(self.sync, f.name) for f in fields(SyncPolicy) if f.name != "_"}
+        values["rule_args"] = dict(self.rule_args)
+        if isinstance(self.path_tokens, tuple):
+            values["path_tokens"] = list(self.path_tokens)
+        return values
+
+    def with_values(self, **changes: Any) -> DecodeConfig:
+        """A copy with some fields changed, checked again."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeJob:
+    """One prompt to decode.
+
+    Args:
+        index: place in the batch (0-based).
+        id: the caller's name for it.
+        question: the prompt as text.
+        gold: the right answer, when it is known.
+    """
+
+    question: str
+    index: int = 0
+    id: str = ""
+    gold: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeResult:
+    """What one decode gives back.
+
+    `answer` is None when the summary holds none. `record` is the trace; `metrics` every meter of the run.
+    """
+
+    job: DecodeJob
+    answer: str | None
+    answer_source: str | None
+    summary: str
+    paths: tuple[str, ...]
+    record: DecodeRecord
+    metrics: RunMetrics
+    unknown_words: tuple[str, ...] = ()
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the answer equals the gold one; None without a gold answer."""
+        return None if self.job.gold is None else self.answer == self.job.gold

@@ -1,0 +1,1 @@
+"""What a decode did, computed from its record alone: order, cost, consistency, agreement, answer."""

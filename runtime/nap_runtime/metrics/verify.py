@@ -1,0 +1,208 @@
+"""Whether a record is consistent with itself. Its msgpack seal is checked where it is read (`from_bytes`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+
+import numpy as np
+
+from nap_runtime.decoding.layout import Ids, ThinkBlock
+from nap_runtime.decoding.record import CanvasDelta, DecodeRecord
+from nap_runtime.decoding.schedule import UnmaskingSchedule
+from nap_runtime.decoding.state import Kind
+from nap_runtime.errors import RecordError, UsageError
+from nap_runtime.metrics.order import Flags, config_of
+
+_SYNC_KINDS = ("exact", "tokens", "shared", "kv", "gather")
+_NOBODY, _ANYBODY = -2, -1  # who may write a position, beside a worker's number
+
+
+def verify(record: DecodeRecord) -> None:
+    """Check everything a record says against everything else it says.
+
+    Raises:
+        RecordError: the first contradiction, in one line.
+    """
+    by_block = config_of(record).picks_over == "path"
+    schedule = _check_frame(record, by_block)
+    _check_forwards(record)
+    _check_syncs(record)
+    _check_deltas(record, by_block)
+    _Replay(record, schedule).run()
+    _check_end(record)
+
+
+def _check_frame(record: DecodeRecord, by_block: bool) -> UnmaskingSchedule:
+    """Layout, prompt, config, assignment and steps fit one another; returns the schedule they ask for."""
+    config, layout = config_of(record), record.layout
+    if (config.layout, config.n_paths) != (layout.kind, layout.n_paths):
+        raise RecordError(
+            f"trace: its layout is not the '{config.layout}' of {config.n_paths} paths of its config"
+        )
+    if len(record.prompt_ids) != layout.prompt_tokens:
+        raise RecordError(
+            f"trace: {len(record.prompt_ids)} prompt ids, the layout has {layout.prompt_tokens}"
+        )
+    if len(record.assignment.worker_of) != layout.n_paths:
+        assigned = len(record.assignment.worker_of)
+        raise RecordError(f"trace: the assignment has {assigned} paths where the layout has {layout.n_paths}")
+    try:
+        schedule = UnmaskingSchedule.plan(layout, config)
+    except UsageError as error:
+        raise RecordError(f"trace: config: {error}") from error
+    path_steps = len(schedule.paths) if by_block else schedule.steps
+    if (record.steps, record.path_steps) != (schedule.steps, path_steps):
+        raise RecordError(
+            f"trace: {record.steps} steps, {record.path_steps} of them for the paths; "
+            f"the config asks for {schedule.steps} and {path_steps}"
+        )
+    return schedule
+
+
+def _check_forwards(record: DecodeRecord) -> None:
+    workers = record.assignment.workers
+    if len(record.forwards) != workers:
+        raise RecordError(f"trace: forwards of {len(record.forwards)} workers where there are {workers}")
+    for worker, steps in enumerate(record.forwards):
+        if not _rises(steps) or any(not 0 <= step < record.steps for step in steps):
+            raise RecordError(f"trace: forwards of worker {worker} do not ascend within {record.steps} steps")
+
+
+def _check_syncs(record: DecodeRecord) -> None:
+    paths, workers = record.layout.n_paths, record.assignment.workers
+    known, before = np.zeros((workers, paths), dtype=np.int64), 0
+    for event in record.syncs:
+        where = f"trace: sync at step {event.step}"
+        if event.kind not in _SYNC_KINDS:
+            raise RecordError(f"{where}: unknown kind '{event.kind}'")
+        if not before <= event.step < record.steps:
+            raise RecordError(f"{where}: steps do not ascend within {record.steps} steps")
+        if [len(row) for row in event.sources] != [paths] * workers:
+            raise RecordError(f"{where}: sources are not one step a worker and path ({workers} × {paths})")
+        sources = np.array(event.sources, dtype=np.int64)
+        if (sources > event.step).any():
+            raise RecordError(f"{where}: a source step lies in the future")
+        if (sources < known).any():
+            raise RecordError(f"{where}: a worker knows less of a path than before")
+        known, before = sources, event.step
+
+
+def _check_deltas(record: DecodeRecord, by_block: bool) -> None:
+    """Every delta by itself: shapes, ids, positions, and whether its worker may write there."""
+    writer = np.full(record.layout.size, _NOBODY, dtype=np.int64)
+    writer[list(record.layout.slots)] = _ANYBODY
+    if by_block:
+        for path, block in enumerate(record.layout.paths):
+            writer[block.slots.start : block.slots.stop] = record.assignment.worker_of[path]
+    for delta in record.deltas:
+        where = f"trace: step {delta.step}, worker {delta.worker}"
+        _check_tokens(record, delta, where)
+        outside = (delta.positions < 0) | (delta.positions >= len(writer))
+        who = np.where(outside, _NOBODY, writer[np.where(outside, 0, delta.positions)])
+        if (who == _NOBODY).any():
+            raise RecordError(f"{where}: position {delta.positions[who == _NOBODY][0]} is not a slot")
+        wrong = (who != _ANYBODY) & (who != delta.worker)
+        if wrong.any():
+            position = delta.positions[wrong][0]
+            raise RecordError(f"{where}: position {position} is in a path of worker {who[wrong][0]}")
+
+
+def _check_tokens(record: DecodeRecord, delta: CanvasDelta, where: str) -> None:
+    if not 0 <= delta.worker < record.assignment.workers:
+        raise RecordError(f"{where}: there are {record.assignment.workers} workers")
+    if delta.kind not in (Kind.COMMIT, Kind.FILL):
+        raise RecordError(f"{where}: kind {int(delta.kind)} is neither a commit nor a fill")
+    if not len(delta.positions) == len(delta.ids) == len(delta.log_confidence):
+        raise RecordError(f"{where}: positions, ids and confidences differ in number")
+    if not _rises(delta.positions.tolist()):
+        raise RecordError(f"{where}: positions do not ascend")
+    bad = delta.ids[(delta.ids < 0) | (delta.ids == record.layout.mask_id)]
+    if len(bad):
+        raise RecordError(f"{where}: {bad[0]} is the mask or no id")
+    if np.isnan(delta.log_confidence).any():
+        raise RecordError(f"{where}: a confidence is not a number")
+    if delta.kind is Kind.FILL and (delta.ids != record.layout.fill_id).any():
+        raise RecordError(f"{where}: a fill with another id than {record.layout.fill_id}")
+
+
+class _Replay:
+    """Walks through the steps: commits of a step first, then its fills."""
+
+    def __init__(self, record: DecodeRecord, schedule: UnmaskingSchedule) -> None:
+        self.record, self.schedule, self.blocks = record, schedule, record.layout.blocks
+        self.ids = record.layout.initial_ids(record.prompt_ids)
+        self.masked = np.zeros(record.layout.size, dtype=np.bool_)
+        self.masked[list(record.layout.slots)] = True
+
+    def run(self) -> None:
+        before = -1
+        for step, group in groupby(self.record.deltas, key=lambda delta: delta.step):
+            deltas = list(group)
+            if not before < step < self.record.steps:
+                raise RecordError(f"trace: step {step} does not ascend within {self.record.steps} steps")
+            self._check_quotas(step, [delta for delta in deltas if delta.kind is Kind.COMMIT])
+            for kind in (Kind.COMMIT, Kind.FILL):
+                for delta in deltas:
+                    if delta.kind is kind:
+                        self._put(delta)
+            before = step
+
+    def _check_quotas(self, step: int, commits: Sequence[CanvasDelta]) -> None:
+        positions = np.concatenate([np.zeros(0, np.int64), *(delta.positions for delta in commits)])
+        if self.schedule.canvas:
+            if len(positions) > self.schedule.canvas[step]:
+                quota = self.schedule.canvas[step]
+                raise RecordError(f"trace: step {step} commits {len(positions)} slots, its quota is {quota}")
+            return
+        for index, (block, quota) in enumerate(zip(self.blocks, self._quotas(step), strict=True)):
+            count = int(_inside(positions, block).sum())
+            if count > quota:
+                name = f"path {index}" if index < self.record.layout.n_paths else "the summary"
+                raise RecordError(f"trace: step {step} commits {count} slots of {name}, its quota is {quota}")
+
+    def _quotas(self, step: int) -> tuple[int, ...]:
+        """Quota of every block at a step, the summary's (if there is one) last."""
+        plan = self.schedule
+        paths = plan.paths[step] if step < len(plan.paths) else (0,) * self.record.layout.n_paths
+        if not plan.summary:
+            return paths
+        at = step if plan.at_once else step - len(plan.paths)
+        return (*paths, plan.summary[at] if at >= 0 else 0)
+
+    def _put(self, delta: CanvasDelta) -> None:
+        where = f"trace: step {delta.step}, worker {delta.worker}"
+        again = delta.positions[~self.masked[delta.positions]]
+        if len(again):
+            raise RecordError(f"{where}: position {again[0]} was committed before")
+        if delta.kind is Kind.FILL:
+            for block in self.blocks:
+                if _inside(delta.positions, block).any() and not self._closed(block):
+                    raise RecordError(f"{where}: fills the block at {block.slots.start}, which is not closed")
+        self.ids[delta.positions], self.masked[delta.positions] = delta.ids, False
+
+    def _closed(self, block: ThinkBlock) -> bool:
+        """Whether an end id is committed and nothing before it is masked."""
+        here = slice(block.slots.start, block.slots.stop)
+        ends = np.isin(self.ids[here], block.end_ids) & ~self.masked[here]
+        return bool((ends & (np.cumsum(self.masked[here]) == 0)).any())
+
+
+def _check_end(record: DecodeRecord) -> None:
+    canvas = record.canvas()
+    left = [position for position in record.layout.slots if canvas[position] == record.layout.mask_id]
+    if left:
+        raise RecordError(f"trace: {len(left)} slots are never committed, the first at position {left[0]}")
+    if record.final_ids.shape != canvas.shape:
+        raise RecordError(f"trace: {len(record.final_ids)} final ids, the canvas has {len(canvas)} positions")
+    differ = np.flatnonzero(record.final_ids != canvas)
+    if len(differ):
+        raise RecordError(f"trace: the final ids are not what the deltas give, first at position {differ[0]}")
+
+
+def _inside(positions: Ids, block: ThinkBlock) -> Flags:
+    return (positions >= block.slots.start) & (positions < block.slots.stop)
+
+
+def _rises(values: Sequence[int]) -> bool:
+    return all(a < b for a, b in pairwise(values))

@@ -1,0 +1,70 @@
+"""What computed rows see: attention over a K/V store, and exact attention in parts.
+
+Shapes: B batch, R query rows, M keys of one part, N canvas positions, H query heads, G key heads,
+E head_dim, W parts (workers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nap_runtime.models.sdpa import fold_heads, fold_mask, grouped_sdpa
+from nap_runtime.models.transformer import KVStore, accumulate_dtype
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # hashed by identity: torch.compile hashes it half-built
+class StoreAttention:
+    """An ``Attend``: writes the rows' K/V into the store, then attends over the whole store.
+
+    ``rows_R``: int64 canvas positions of the computed rows. ``mask_RN``: boolean, True where a row
+    sees a position (None: all), or anything that broadcasts to [B, H, R, N].
+    """
+
+    store: KVStore
+    rows_R: Tensor
+    mask_RN: Tensor | None = None
+
+    def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
+        """Store, then attend; returns o_BHRE."""
+        self.store.write(layer, self.rows_R, k_BGRE, v_BGRE)
+        return grouped_sdpa(q_BHRE, self.store.k_LBGNE[layer], self.store.v_LBGNE[layer], self.mask_RN)
+
+
+def partial_attention(
+    q_BHRE: Tensor, k_BGME: Tensor, v_BGME: Tensor, mask_RM: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention over one part of the keys: normalised o_BHRE and its log-sum-exp lse_BHR.
+
+    Scores, softmax and lse are in float32 (float64 for float64); o is in the queries' dtype. A row
+    that sees no key of this part (or M = 0) gives o = 0 and lse = -inf, and counts for nothing in
+    :func:`merge_partials`. ``mask_RM`` as in :func:`grouped_sdpa`.
+    """
+    wide = accumulate_dtype(q_BHRE.dtype)
+    n_kv_heads = k_BGME.shape[1]
+    q_BGXE = fold_heads(q_BHRE, n_kv_heads).to(wide) * q_BHRE.shape[-1] ** -0.5
+    scores_BGXM = q_BGXE @ k_BGME.to(wide).transpose(-1, -2)
+    if mask_RM is not None:
+        scores_BGXM = scores_BGXM.masked_fill(~fold_mask(mask_RM, n_kv_heads, q_BHRE), -torch.inf)
+    lse_BGX = torch.logsumexp(scores_BGXM, dim=-1)
+    weights_BGXM = torch.exp(scores_BGXM - _finite(lse_BGX).unsqueeze(-1))
+    o_BGXE = weights_BGXM @ v_BGME.to(wide)
+    return o_BGXE.reshape(q_BHRE.shape).to(q_BHRE.dtype), lse_BGX.reshape(q_BHRE.shape[:-1])
+
+
+def merge_partials(o_WBHRE: Tensor, lse_WBHR: Tensor) -> Tensor:
+    """Attention over the union of W disjoint parts, o_BHRE in the parts' dtype.
+
+    Exact: each part counts by exp(lse). A row that no part sees gives zeros.
+    """
+    total_BHR = torch.logsumexp(lse_WBHR, dim=0)
+    weights_WBHR = torch.exp(lse_WBHR - _finite(total_BHR))
+    merged_BHRE = (weights_WBHR.unsqueeze(-1) * o_WBHRE.to(lse_WBHR.dtype)).sum(0)
+    return merged_BHRE.to(o_WBHRE.dtype)
+
+
+def _finite(lse: Tensor) -> Tensor:
+    """-inf (nothing seen) replaced by 0, so that exp(-inf - x) is 0 and not NaN."""
+    return torch.where(torch.isneginf(lse), torch.zeros_like(lse), lse)

@@ -1,0 +1,334 @@
+"""The step loop: ask the state machine, do what it says.
+
+Nothing in a step waits for the device; reports and control words go beside it, every R steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nap_runtime.decoding import confidence, rules
+from nap_runtime.decoding.layout import Ids
+from nap_runtime.decoding.machine import (
+    Control,
+    Coordination,
+    Finish,
+    Layerwise,
+    Plan,
+    Rows,
+    Step,
+    Summarise,
+    Sync,
+)
+from nap_runtime.decoding.meters import WorkerMeters
+from nap_runtime.decoding.record import SyncEvent
+from nap_runtime.decoding.state import CanvasState, Region
+from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge_flags
+from nap_runtime.distributed.exchange import TOKEN_BYTES
+from nap_runtime.distributed.wire import Clock, Wire
+from nap_runtime.models.config import ModelConfig
+from nap_runtime.models.transformer import Attend, accumulate_dtype
+from nap_runtime.worker.reporting import Report, Reporter
+from nap_runtime.worker.resources import Resources
+
+
+class Denoiser(Protocol):
+    """The network: hidden states of any canvas rows, and logits of hidden states."""
+
+    config: ModelConfig
+
+    def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [B, R, D] of the rows at canvas positions `rows_R`."""
+        ...
+
+    def logits(self, hidden_BRD: Tensor) -> Tensor:
+        """Scores over the vocabulary, [B, R, V]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A batch of canvases of one layout: what a worker is given once per batch."""
+
+    plan: Plan
+    prompts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a worker ended.
+
+    Attributes:
+        slots, ids: the slots this worker answers for and their ids at the end, [S] and [B, S].
+        events: syncs it saw; equal on all workers up to where they part.
+    """
+
+    worker: int
+    slots: Ids
+    ids: Ids
+    meters: WorkerMeters
+    forwards: tuple[int, ...]
+    events: tuple[SyncEvent, ...]
+    cancelled: bool
+
+
+class BlockWorker:
+    """A denoiser on one device, in a group. Kept warm between tasks."""
+
+    def __init__(
+        self, denoiser: Denoiser, comm: Communicator, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.denoiser, self.comm, self.dtype, self.device = denoiser, comm, dtype, device
+
+    def run(
+        self, task: Task, *, on_report: Callable[[Report], None], cancelled: Callable[[], bool] = lambda: False
+    ) -> Outcome:
+        """Decode a batch.
+
+        Raises:
+            WorkerError: a peer left the group.
+        """
+        with torch.inference_mode():
+            run = _Run(self, task, on_report, cancelled)
+            while not isinstance(todo := run.machine.next(run.control()), Finish):
+                if not run.obey(todo):
+                    break
+            return run.finish(cancelled=isinstance(todo, Finish) and todo.cancelled)
+
+
+class _Run:
+    """One batch on one worker: its canvases, and what each instruction does to them."""
+
+    def __init__(
+        self, worker: BlockWorker, task: Task, on_report: Callable[[Report], None], cancelled: Callable[[], bool]
+    ) -> None:
+        self.plan, self.layout, self.config = task.plan, task.plan.layout, task.plan.config
+        self.denoiser, self.rank = worker.denoiser, worker.comm.rank
+        self.machine = Coordination(task.plan)
+        self.wire = Wire(worker.comm, Clock(worker.device))
+        initial = [self.layout.initial_ids(prompt) for prompt in task.prompts]
+        self.state = CanvasState.start(self.layout, initial, worker.device)
+        self.resources = Resources(
+            task.plan, worker.denoiser.config, self.wire, self.state, dtype=worker.dtype
+        )
+        self.reporter = Reporter(
+            self.state,
+            worker=self.rank,
+            slots=self.resources.partition[self.rank],
+            path_slots=self.resources.path_slots[self.rank],
+            on_report=on_report,
+        )
+        self.forwards: list[int] = []
+        self._paths = self.plan.assignment.paths_of(self.rank)
+        self._own_rows = len(self.plan.assignment.own_rows(self.layout, self.rank))
+        self._cancelled, self._control_comm = cancelled, worker.comm
+        self._pending: PendingFlags | None = None
+        self._dirty = False  # a row was committed and not computed since
+        self._told_before = 0  # tokens of earlier steps have been told to the peers
+
+    # -- instructions -------------------------------------------------------------------------------------------
+
+    def obey(self, todo: Step | Sync | Summarise) -> bool:
+        """Carry out one instruction. False: this worker's part is over."""
+        if isinstance(todo, Step):
+            self._do_step(todo)
+        elif isinstance(todo, Sync):
+            self._do_sync(todo)
+        else:
+            return self._do_summarise(todo)
+        return True
+
+    def _do_sync(self, sync: Sync) -> None:
+        if sync.mode == "kv":
+            self.wire.syncs += 1
+            self.resources.kv.run()
+        else:
+            self._tell(sync.step)
+
+    def _do_summarise(self, todo: Summarise) -> bool:
+        """Gather every path's tokens; from here on the lead goes on alone."""
+        if self.wire.comm.world > 1:
+            self._tell(todo.step)
+            if self._pending is not None:
+                self._pending.wait()
+                self._pending = None
+            self._control_comm = Solo()
+        return self.rank == 0
+
+    def _tell(self, step: int) -> None:
+        """Exchange the tokens of all steps before `step`."""
+        self.wire.syncs += 1
+        self.resources.tokens.run()
+        self._told_before = step
+
+    def _do_step(self, step: Step) -> None:
+        quotas = self._own_quotas(step)
+        if self._may_skip(step, quotas):
+            return
+        rows = self.resources.computed(step.rows, step.layerwise)
+        n_rows = len(rows.rows_R)
+        self.wire.syncs += self._talks(step)
+        self.wire.begin_step(rows=n_rows, extra_rows=self._extra_rows(step, n_rows))
+        self.forwards.append(step.step)
+        hidden_BRD = self.denoiser.forward_rows(self.state.ids[:, rows.rows_R], rows.rows_R, rows.attend)
+        self._dirty = False
+        if step.canvas is not None:
+            self._commit_canvas(step, hidden_BRD)
+        else:
+            self._commit_paths(step, quotas, hidden_BRD)
+            self._commit_summary(step, hidden_BRD)
+        self.wire.end_step()
+
+    def _own_quotas(self, step: Step) -> dict[int, int]:
+        """Quota of each own path; none once the host knows that they are all closed."""
+        if step.paths is None or self.reporter.own_paths_done:
+            return {}
+        return {path: step.paths[path] for path in self._paths if step.paths[path]}
+
+    def _may_skip(self, step: Step, quotas: dict[int, int]) -> bool:
+        """Nothing to commit and nothing dirty: computing the rows again would change nothing.
+
+        Never where rows beyond the worker's own are due, or peers wait for an exchange inside the step.
+        """
+        if self._dirty or step.layerwise is not Layerwise.NOTHING:
+            return False
+        return (step.rows is Rows.OWN and not quotas) or (step.rows is Rows.SUMMARY and not step.summary)
+
+    def _talks(self, step: Step) -> bool:
+        """Whether a step has an exchange inside: layer by layer, or of candidates."""
+        return step.layerwise is not Layerwise.NOTHING or (step.canvas is not None and self.wire.comm.world > 1)
+
+    def _extra_rows(self, step: Step, rows: int) -> int:
+        """Rows that only a sync or a refresh asks for."""
+        if step.step == 0 or self.config.sync.mode == "exact":
+            return 0
+        summary = self.layout.summary
+        needed = len(summary.rows) if step.summary is not None and summary is not None else self._own_rows
+        return max(rows - needed, 0)
+
+    # -- committing ---------------------------------------------------------------------------------------------
+
+    def _commit_paths(self, step: Step, quotas: dict[int, int], hidden_BRD: Tensor) -> None:
+        if not quotas:
+            return
+        slots = tuple(slot for path in quotas for slot in self.layout.paths[path].slots)
+        ids_BS, scores_BS = self._candidates(step, slots, hidden_BRD)
+        widths = [self.layout.budgets[path] for path in quotas]
+        for path, ids, scores in zip(quotas, ids_BS.split(widths, -1), scores_BS.split(widths, -1), strict=True):
+            region = self.resources.regions[path]
+            self._commit(step.step, region, quotas[path], ids, scores, close=[region])
+
+    def _commit_summary(self, step: Step, hidden_BRD: Tensor) -> None:
+        summary = self.layout.summary
+        if summary is None or not step.summary:
+            return
+        together = self.config.sync.mode in ("exact", "shared")
+        if not together and self.rank != 0:
+            return
+        candidates = self._gather_candidates if together else self._candidates
+        ids_BS, scores_BS = candidates(step, tuple(summary.slots), hidden_BRD)
+        region = self.resources.regions[-1]
+        self._commit(step.step, region, step.summary, ids_BS, scores_BS, close=[region])
+
+    def _commit_canvas(self, step: Step, hidden_BRD: Tensor) -> None:
+        ids_BS, scores_BS = self._gather_candidates(step, self.layout.slots, hidden_BRD)
+        quota, resources = step.canvas or 0, self.resources
+        self._commit(step.step, resources.all_slots, quota, ids_BS, scores_BS, close=resources.regions)
+
+    def _commit(
+        self,
+        step: int,
+        region: Region,
+        quota: int,
+        ids_BS: Tensor,
+        scores_BS: Tensor,
+        *,
+        close: Sequence[Region],
+    ) -> None:
+        """Pick the quota of a region, commit it, and close the blocks that are done. A plain region never closes."""
+        config, positions_S = self.config, region.positions_S
+        ranks_BS = rules.rank_scores(
+            config.picks_by, scores_BS, positions_S=positions_S, seed=config.seed, step=step
+        )
+        block = (config.block_length or min(32, len(positions_S))) if config.picks_by == "blockwise" else None
+        picked_BS = rules.pick(ranks_BS, self.state.masked[:, positions_S], quota, block_length=block)
+        self.state.commit(positions_S, picked_BS, ids_BS, scores_BS, step)
+        self._dirty = self._dirty or quota > 0
+        for done in close if self.layout.kind == "nap" else ():
+            self.state.close(done, self.layout.fill_id, step)
+
+    def _candidates(self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor) -> tuple[Tensor, Tensor]:
+        """Candidate ids and weighed log-confidences of `slots`, [B, S] each: the head runs on these rows only."""
+        scored, config = self.resources.scored(step.rows, slots), self.config
+        logits_BSV = self.denoiser.logits(hidden_BRD.index_select(1, scored.head_S))
+        logits_BSV = logits_BSV.to(accumulate_dtype(logits_BSV.dtype))
+        logits_BSV[..., self.layout.mask_id] = -torch.inf  # a commit must unmask
+        ids_BS = confidence.draw(
+            logits_BSV,
+            temperature=config.temperature,
+            seed=config.seed,
+            positions_S=scored.slots_S,
+            step=step.step,
+        )
+        scores_BS = confidence.log_confidence(config.confidence, logits_BSV, ids_BS)
+        weight = 1.0 if config.eos_weight is None else config.eos_weight
+        return ids_BS, confidence.weigh_ends(scores_BS, ids_BS, self.resources.text_ends_E, weight)
+
+    def _gather_candidates(
+        self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates of a region that several workers score."""
+        if self.wire.comm.world == 1:
+            return self._candidates(step, slots, hidden_BRD)
+        wanted = set(slots)
+        mine = tuple(slot for slot in self.resources.partition[self.rank] if slot in wanted)
+        ids_BS, scores_BS = self._candidates(step, mine, hidden_BRD)
+        return self.resources.candidates(slots).run(ids_BS, scores_BS)
+
+    # -- control ------------------------------------------------------------------------------------------------
+
+    def control(self) -> Control | None:
+        """Every R steps: report, tell the group how far this worker is, read what all told R steps ago."""
+        step = self.machine.step
+        due = self.machine.between_steps and step and step % self.config.control_every == 0
+        if not due or step == self.reporter.step:
+            return None
+        word = None
+        if self._pending is not None:
+            go, paths_closed, all_closed = merge_flags(self._pending.wait())
+            word = Control(cancel=not go, paths_closed=bool(paths_closed), all_closed=bool(all_closed))
+        self.reporter.report(step)
+        closed = self.reporter.own_paths_done and self.layout.kind == "nap"
+        done = closed and self.reporter.everything_done
+        self._pending = self._control_comm.start_flags((int(not self._cancelled()), int(closed), int(done)))
+        return word
+
+    def finish(self, *, cancelled: bool) -> Outcome:
+        """The last report, and the totals."""
+        if self._pending is not None:
+            self._pending.wait()
+        self.reporter.report(self.plan.schedule.steps, last=True)
+        slots = np.array(self.resources.partition[self.rank], dtype=np.int64)
+        self._count_told_tokens()
+        return Outcome(
+            worker=self.rank,
+            slots=slots,
+            ids=self.state.ids[:, torch.from_numpy(slots).to(self.state.ids.device)].cpu().numpy(),
+            meters=self.wire.meters(),
+            forwards=tuple(self.forwards),
+            events=tuple(self.machine.events),
+            cancelled=cancelled,
+        )
+
+    def _count_told_tokens(self) -> None:
+        """The payload of token exchanges: 8 bytes for each own token that was told, once."""
+        path_slots = torch.tensor(self.resources.path_slots[self.rank], device=self.state.ids.device)
+        step_BS = self.state.step[:, path_slots]
+        told = int(((step_BS >= 0) & (step_BS < self._told_before)).sum())
+        self.wire.payload_bytes += told * TOKEN_BYTES

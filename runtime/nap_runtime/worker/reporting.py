@@ -1,0 +1,103 @@
+"""How commits leave the device: copied beside the step loop, handed on as deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nap_runtime.decoding.record import CanvasDelta, deltas_between
+from nap_runtime.decoding.state import CanvasState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a worker committed since its last report: `deltas[canvas]`. Steps before `step` are complete."""
+
+    worker: int
+    step: int
+    deltas: tuple[tuple[CanvasDelta, ...], ...]
+
+
+class Reporter:
+    """Copies what was committed to the host and hands it on as deltas.
+
+    Args:
+        state: the worker's canvases.
+        slots: slots the worker answers for; `path_slots` those of them that belong to its paths.
+        on_report: takes each report; must not block.
+
+    On a GPU the copy of one control point is read at the next, when it has long arrived; on a CPU at once.
+    """
+
+    def __init__(
+        self,
+        state: CanvasState,
+        *,
+        worker: int,
+        slots: Sequence[int],
+        path_slots: Sequence[int],
+        on_report: Callable[[Report], None],
+    ) -> None:
+        self._state, self._worker, self._on_report = state, worker, on_report
+        self._positions = np.array(slots, dtype=np.int64)
+        self._positions_S = torch.from_numpy(self._positions).to(state.ids.device)
+        self._is_path = np.isin(self._positions, list(path_slots))
+        self._waiting: tuple[int, dict[str, Tensor], torch.cuda.Event | None] | None = None
+        self._reported = 0
+        self.step = 0
+        self.own_paths_done = False
+        self.everything_done = False
+
+    def report(self, step: int, *, last: bool = False) -> None:
+        """Send off the state as of `step`; read what has arrived."""
+        self.step = step
+        cuda = self._state.ids.device.type == "cuda"
+        if cuda:
+            self._read()
+        self._waiting = self._copy(step, cuda)
+        if last or not cuda:
+            self._read()
+
+    def _copy(self, step: int, cuda: bool) -> tuple[int, dict[str, Tensor], torch.cuda.Event | None]:
+        state, at = self._state, self._positions_S
+        fields = {"ids": state.ids, "step": state.step, "kind": state.kind, "score": state.score, "masked": state.masked}
+        if not cuda:
+            return step, {name: tensor[:, at] for name, tensor in fields.items()}, None
+        copies = {}
+        for name, tensor in fields.items():
+            source = tensor[:, at]
+            copies[name] = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            copies[name].copy_(source, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return step, copies, event
+
+    def _read(self) -> None:
+        if self._waiting is None:
+            return
+        step, tensors, event = self._waiting
+        self._waiting = None
+        if event is not None:
+            event.synchronize()
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        masked = arrays["masked"]
+        self.own_paths_done = not masked[:, self._is_path].any()
+        self.everything_done = not masked.any()
+        deltas = tuple(
+            tuple(
+                deltas_between(
+                    {name: array[canvas] for name, array in arrays.items()},
+                    self._positions,
+                    worker=self._worker,
+                    first=self._reported,
+                    last=step - 1,
+                )
+            )
+            for canvas in range(len(masked))
+        )
+        self._reported = step
+        self._on_report(Report(worker=self._worker, step=step, deltas=deltas))

@@ -1,0 +1,617 @@
+"""The command line as a user meets it: output, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from nap_runtime.cli import main
+from nap_runtime.decoding.record import DecodeRecord
+from nap_runtime.models.shapes import make_model_dir
+from nap_runtime.models.tokenizer import build_word_tokenizer
+from nap_trainer.words import vocabulary
+
+KEYS = [
+    *("schema", "index", "id", "answer", "answer_source", "summary", "paths", "tokens", "layout", "order"),
+    *(
+        "config",
+        "steps",
+        "nfe",
+        "tpf",
+        "arness",
+        "sync",
+        "seconds",
+        "workers",
+        "seed",
+        "unknown_words",
+        "commit",
+    ),
+]
+QUESTION = "A shirt costs $50 and is on sale for 20% off. What is the final price?"
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Nap = Callable[..., Ran]
+
+
+@pytest.fixture
+def nap(capsys: pytest.CaptureFixture[str]) -> Nap:
+    """Run a command line in this process."""
+
+    def run(*argv: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with random weights that knows the words of word problems."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    make_model_dir(
+        "nap-tiny", folder, seed=1, dtype=torch.float32, scale=3.0, n_layers=2, d_model=64, d_ff=96
+    )
+    build_word_tokenizer(vocabulary(), folder)
+    defaults = {"paths": 3, "path_tokens": 8, "summary_tokens": 6, "eos_weight": 0.0}
+    (folder / "decode.json").write_text(json.dumps(defaults))
+    return folder
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Path:
+    """Two good lines, and one of each kind of bad line between them."""
+    file = tmp_path / "batch.jsonl"
+    lines = [
+        {"question": "What is 3 + 4?", "id": "first", "gold": 7},
+        "not json",
+        "",
+        {"prompt": "What?"},
+        {"question": "  "},
+        ["a list"],
+        {"question": "Why " * 2000},
+        {"question": "What is 3 + 5?", "answer": "8", "family": "ignored"},
+    ]
+    file.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return file
+
+
+def one_line(ran: Ran, code: int, *parts: str) -> None:
+    """Nothing on stdout, one line on stderr that names the command and what is wrong."""
+    assert ran.code == code, ran.err
+    assert ran.out == ""
+    assert len(ran.err.splitlines()) == 1, ran.err
+    assert ran.err.startswith("nap")
+    for part in parts:
+        assert part in ran.err
+
+
+# --- start ---
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = (
+        "import sys; from nap_runtime.cli import main; main(['decode', '--help']);"
+        "print(sorted({'torch', 'numpy', 'ray', 'transformers', 'rich', 'yaml'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(nap: Nap) -> None:
+    assert nap("--version").out.startswith("nap ")
+
+
+def test_ctrl_c_is_130_and_one_line(model: Path, tmp_path: Path) -> None:
+    """Interrupted where the first of many results is out, so in the middle of the decode."""
+    file = tmp_path / "many.jsonl"
+    file.write_text((json.dumps({"question": QUESTION}) + "\n") * 1000)
+    command = [sys.executable, "-m", "nap_runtime.cli", "decode", "--model", str(model), "--file", str(file)]
+    command += ["--workers", "3", "--simulate", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("{")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "nap decode: interrupted\n")
+
+
+# --- usage errors ---
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["decode", ""], ["PROMPT", "empty"]),
+        (["decode", "  \n"], ["PROMPT", "empty"]),
+        (["decode", "--workers", "5", "--paths", "3"], ["--workers", "at most 3"]),
+        (["decode", "--paths", "7"], ["--paths", "6"]),
+        (["decode", "--rule", "magic"], ["--rule", "'magic'", "parallel-forced"]),
+        (["decode", "--rule", "threshold"], ["--rule", "not built"]),
+        (["decode", "--sync", "kv", "--every", "0"], ["--every: 0 is not an integer of at least 1"]),
+        (["decode", "--every", "4"], ["--every", "'exact'"]),
+        (["decode", "--every", "four"], ["--every", "'four' is not an integer"]),
+        (["decode", "--sync", "sometimes"], ["--sync", "'sometimes'"]),
+        (["decode", "--overlap"], ["--overlap", "not built"]),
+        (["decode", "--cfg", "2"], ["--cfg", "not built"]),
+        (["decode", "--threshold", "0.9"], ["--threshold", "not built"]),
+        (["decode", "--factor", "2"], ["--factor", "not built"]),
+        (["decode", "--summary", "live"], ["--summary", "not built"]),
+        (["decode", "--gen-length", "9"], ["--gen-length", "'nap'"]),
+        (["decode", "--block-length", "9"], ["--block-length", "parallel-forced"]),
+        (["decode", "--rule-arg", "schedule"], ["--rule-arg", "KEY=VALUE"]),
+        (["decode", "--rule-arg", "a=b"], ["--rule-arg", "'a'"]),
+        (["decode", "--path-tokens", "3,4"], ["--path-tokens", "2 budgets for 3 paths"]),
+        (["decode", "--temperature", "nan"], ["--temperature"]),
+        (["decode", "--dtype", "int8"], ["--dtype", "'int8'"]),
+        (["decode", "--simulate"], ["--simulate", "--workers"]),
+        (["decode", "--address", "here:1"], ["--address", "--workers"]),
+        (["decode", "--gold", "4"], ["--gold"]),
+        (["decode", "--file", "none.jsonl"], ["--file", "none.jsonl", "No such file"]),
+        (["decode", "--file", "none.jsonl", "What?"], ["--file", "not both"]),
+        (["decode", "--config", "none.yaml"], ["--config", "none.yaml"]),
+        (["decode", "--model", "/no/such/model", "What?"], ["--model", "/no/such/model"]),
+        (["decode", "--evry", "4"], ["--evry", "unknown option", "did you mean --every?"]),
+        (["decode", "--ever", "4"], ["--ever", "unknown option"]),
+        (["decode", "What", "now?"], ["now?", "quote"]),
+        (["decode", "--workers"], ["--workers"]),
+        (["decod"], ["decod", "unknown command", "did you mean decode?"]),
+        ([], ["command is missing"]),
+        (["trace"], ["command is missing", "verify"]),
+        (["trace", "verify"], ["FILE"]),
+        (["model", "make", "--out", "x"], ["--shape"]),
+        (["model", "make", "--shape", "huge", "--out", "/tmp/none"], ["--shape", "huge"]),
+        (["data", "make", "words", "--split", "dev", "--out", "/tmp/none"], ["--split"]),
+        (["data", "make", "words", "--n", "0", "--out", "/tmp/none"], ["--n", "0"]),
+        (["eval", "words", "--n", "many"], ["--n", "many"]),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(nap: Nap, argv: list[str], parts: list[str]) -> None:
+    one_line(nap(*argv), 2, *parts)
+
+
+def test_what_only_the_model_can_tell_is_usage_too(nap: Nap, model: Path) -> None:
+    long = nap("decode", "--model", model, "shirt " * 2000)
+    one_line(long, 2, "PROMPT", "the model's context is 1024")
+    one_line(nap("decode", "--model", model, "--steps", 31, QUESTION), 2, "--steps", "30 slots")
+    one_line(nap("decode", "--model", model, "--path-tokens", 999, QUESTION), 2, "--path-tokens", "1024")
+    one_line(nap("decode", "--model", model, "--workers", 4, QUESTION), 2, "--workers", "at most 3")
+    one_line(nap("decode", "--model", model, "--batch-size", 2, QUESTION), 2, "--batch-size", "--file")
+    if not torch.cuda.is_available():
+        one_line(nap("decode", "--model", model, "--device", "cuda", QUESTION), 2, "--device")
+
+
+def test_damaged_weights_are_a_failure(nap: Nap, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(model, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    one_line(nap("decode", "--model", folder, QUESTION), 1, "--model", "model.safetensors", "truncated")
+
+
+def test_an_unforeseen_error_is_one_line(nap: Nap, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by\nnought")
+
+    monkeypatch.setattr("nap_runtime.cli.jobs.pick_held_out", broken)
+    one_line(nap("decode"), 1, "ZeroDivisionError: by nought")
+
+
+# --- one prompt ---
+
+
+def test_json_has_the_contract_keys(nap: Nap, model: Path) -> None:
+    ran = nap(
+        "decode",
+        "--model",
+        model,
+        "--workers",
+        3,
+        "--simulate",
+        "--sync",
+        "kv",
+        "--every",
+        4,
+        "--json",
+        QUESTION,
+    )
+    assert (ran.code, ran.err) == (0, "")
+    (values,) = ran.objects
+    assert list(values) == KEYS
+    assert values["schema"] == "nap.decode/1"
+    assert [worker["worker"] for worker in values["workers"]] == [0, 1, 2]
+    assert set(values["workers"][0]) == {"worker", "process", "host", "device"}
+    assert (
+        values["config"]["sync"] | {"mode": "kv", "every": 4, "topology": "full"} == values["config"]["sync"]
+    )
+    assert len(values["paths"]) == 3
+    assert values["steps"] == 30
+    assert {worker for _, worker, *_ in values["order"]} == {0, 1, 2}
+    for _, _, position, token, _ in values["order"]:
+        assert values["tokens"][position] == token
+
+
+def test_json_ids_do_not_depend_on_reports(nap: Nap, model: Path) -> None:
+    often, seldom = (
+        nap("decode", "--model", model, "--report-every", r, "--json", QUESTION) for r in (1, 50)
+    )
+    assert often.objects[0]["tokens"] == seldom.objects[0]["tokens"]
+
+
+def test_gold_adds_two_keys(nap: Nap, model: Path) -> None:
+    (values,) = nap("decode", "--model", model, "--json", "--gold", "40", QUESTION).objects
+    assert list(values) == [*KEYS, "gold", "correct"]
+    assert (values["gold"], values["correct"]) == ("40", values["answer"] == "40")
+
+
+def test_no_prompt_decodes_a_held_out_problem(nap: Nap, model: Path) -> None:
+    ran = nap("decode", "--model", model)
+    assert (ran.code, ran.err) == (0, "")
+    assert QUESTION in ran.out
+    assert "held-out problem 1 of 20" in ran.out
+    for name in ("path 1", "path 3", "summary", "answer", "right answer is 40", "network", "ARness", "time"):
+        assert name in ran.out
+    assert "held-out problem 2 of 20" in nap("decode", "--model", model, "--seed", 21).out
+
+
+def test_unknown_words_are_named(nap: Nap, model: Path) -> None:
+    ran = nap("decode", "--model", model, "How many zebras sing?")
+    assert ran.code == 0
+    assert "has never seen: zebras, sing" in ran.err
+    assert nap("decode", "--model", model, "--json", "How many zebras sing?").objects[0]["unknown_words"] == [
+        "zebras",
+        "sing",
+    ]
+
+
+def test_a_model_without_a_tokenizer_prints_ids(nap: Nap, tmp_path: Path) -> None:
+    folder = tmp_path / "random"
+    assert nap("model", "make", "--shape", "dream-tiny", "--out", folder).code == 0
+    ran = nap("decode", "--model", folder, "--path-tokens", "4,5,6", "--summary-tokens", 4, "hello")
+    assert ran.code == 0
+    assert "[worker 0] [" in ran.out
+    one_line(nap("decode", "--model", folder, "--headers", "text", "hello"), 2, "--headers", "tokenizer")
+
+
+def test_plain_layout(nap: Nap, model: Path) -> None:
+    argv = [
+        "--layout",
+        "plain",
+        "--gen-length",
+        16,
+        "--rule",
+        "blockwise",
+        "--block-length",
+        8,
+        "--json",
+        QUESTION,
+    ]
+    (values,) = nap("decode", "--model", model, *argv).objects
+    assert values["layout"]["kind"] == "plain"
+    first = values["layout"]["prompt_tokens"]
+    assert {place for _, _, place, *_ in values["order"][:8]} == set(range(first, first + 8))
+
+
+def test_a_terminal_shows_the_canvas(nap: Nap, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    ran = nap("decode", "--model", model, "--workers", 3, "--simulate", "--sync", "kv", "--every", 4)
+    assert ran.code == 0
+    for part in ("path 3 · worker 2", "k kv", "G gather", "answer", "ARness"):
+        assert part in ran.out
+
+
+# --- print-config and config ---
+
+
+def test_print_config_round_trips(nap: Nap, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    argv = [
+        "--workers",
+        2,
+        "--simulate",
+        "--sync",
+        "tokens",
+        "--every",
+        3,
+        "--path-tokens",
+        "5,6,7",
+        "--gold",
+        "4",
+    ]
+    printed = nap("decode", "--model", model, *argv, "--print-config", QUESTION)
+    assert printed.code == 0
+    file.write_text(printed.out)
+    assert nap("decode", "--config", file, "--print-config").out == printed.out
+    by_options = nap("decode", "--model", model, *argv, "--json", QUESTION).objects[0]
+    by_file = nap("decode", "--config", file, "--json").objects[0]
+    assert by_file["tokens"] == by_options["tokens"]
+    assert by_file["config"] == by_options["config"]
+    assert by_file["gold"] == "4"
+
+
+def test_options_win_over_the_file(nap: Nap, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(f"model: {model}\nsteps: 10\nsync: {{mode: kv, every: 2}}\n")
+    values = nap("decode", "--config", file, "--every", 5, "--json", QUESTION).objects[0]["config"]
+    assert (values["steps"], values["sync"]["mode"], values["sync"]["every"]) == (10, "kv", 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("evry: 3", "evry: unknown key"),
+        ("sync: {evry: 3}", "evry"),
+        ("sync: {mode: kv, every: 0}", "every: 0 is not an integer"),
+        ("sync: kv", "sync: not a mapping"),
+        ("steps: many", "steps: 'many' is not an integer"),
+        ("temperature: hot", "wrong type"),
+        ("workers: two", "workers: 'two'"),
+        ("- 1", "not a mapping"),
+        ("{a: ", "not YAML"),
+        ("prompt: 4", "prompt is not a text"),
+    ],
+)
+def test_a_wrong_config_file_is_one_line(nap: Nap, tmp_path: Path, text: str, part: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    one_line(nap("decode", "--config", file), 2, "job.yaml" if "type" not in part else "--config", part)
+
+
+# --- batches ---
+
+
+def test_bad_lines_do_not_stop_the_others(nap: Nap, model: Path, batch: Path) -> None:
+    ran = nap("decode", "--model", model, "--file", batch, "--batch-size", 2, "--json")
+    assert ran.code == 1
+    values = ran.objects
+    assert [value["index"] for value in values] == list(range(8))
+    assert [value["id"] for value in values] == ["first", "1", "2", "3", "4", "5", "6", "7"]
+    errors = {value["index"]: value["error"] for value in values if "error" in value}
+    assert errors.keys() == {1, 2, 3, 4, 5, 6}
+    assert errors[1] == "line 2: not JSON"
+    assert "question" in errors[3]
+    assert "context" in errors[6]
+    assert (values[0]["gold"], values[7]["gold"]) == ("7", "8")
+    assert values[0]["tokens"] != values[7]["tokens"]
+
+
+def test_bad_lines_are_named_by_number(nap: Nap, model: Path, batch: Path) -> None:
+    ran = nap("decode", "--model", model, "--file", batch)
+    assert ran.code == 1
+    assert [f"batch.jsonl:{number}:" in ran.err for number in range(1, 9)] == [False, *[True] * 6, False]
+    assert "8 lines: 2 decoded, 6 failed; 0 of 2 correct" in ran.out
+
+
+def test_a_batch_decodes_as_its_prompts_do(nap: Nap, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "batch.jsonl"
+    questions = ["What is 3 + 4?", "How many apples are left in all?", "What is 5 + 9?"]
+    file.write_text("".join(json.dumps({"question": question}) + "\n" for question in questions))
+    together = nap(
+        "decode", "--model", model, "--file", file, "--batch-size", 3, "--dtype", "float64", "--json"
+    )
+    assert (together.code, together.err) == (0, "")
+    for question, values in zip(questions, together.objects, strict=True):
+        (alone,) = nap("decode", "--model", model, "--dtype", "float64", "--json", question).objects
+        assert values["tokens"] == alone["tokens"]
+
+
+@pytest.mark.parametrize("text", ["", "\n  \n"])
+def test_an_empty_file_is_usage(nap: Nap, model: Path, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "empty.jsonl"
+    file.write_text(text)
+    one_line(nap("decode", "--model", model, "--file", file), 2, "--file", "empty")
+
+
+def test_a_file_of_bad_lines_alone_starts_nothing(nap: Nap, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text("[]\n")
+    ran = nap("decode", "--model", model, "--file", file, "--json")
+    assert ran.code == 1
+    assert ran.objects[0]["error"] == "line 1: not a JSON object"
+
+
+# --- traces ---
+
+
+@pytest.fixture(scope="module")
+def trace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("traces") / "run.nap"
+    argv = [
+        "decode",
+        "--model",
+        model,
+        "--workers",
+        3,
+        "--simulate",
+        "--sync",
+        "kv",
+        "--every",
+        4,
+        "--trace",
+        file,
+    ]
+    assert main([*map(str, argv), "--json", QUESTION]) == 0
+    return file
+
+
+def test_trace_verifies(nap: Nap, trace: Path, model: Path) -> None:
+    ran = nap("trace", "verify", trace, "--model", model)
+    assert (ran.code, ran.err) == (0, "")
+    assert "the seal holds" in ran.out
+    assert "identical" in ran.out
+
+
+def test_trace_with_a_changed_byte_is_refused(nap: Nap, trace: Path, tmp_path: Path) -> None:
+    data = bytearray(trace.read_bytes())
+    data[len(data) // 2] ^= 1
+    changed = tmp_path / "changed.nap"
+    changed.write_bytes(bytes(data))
+    one_line(nap("trace", "verify", changed), 1, "changed.nap", "SHA-256")
+    one_line(nap("metrics", changed), 1, "SHA-256")
+    changed.write_bytes(trace.read_bytes()[:100])
+    one_line(nap("trace", "verify", changed), 1, "changed.nap")
+    changed.write_bytes(b"")
+    one_line(nap("trace", "show", changed), 1, "changed.nap")
+
+
+def test_trace_sealed_again_over_another_id_is_refused(
+    nap: Nap, trace: Path, model: Path, tmp_path: Path
+) -> None:
+    record = DecodeRecord.from_bytes(trace.read_bytes())
+    record.deltas[0].ids[0] = (record.deltas[0].ids[0] + 1) % 400 + 60
+    changed = tmp_path / "changed.nap"
+    changed.write_bytes(record.to_bytes())
+    one_line(nap("trace", "verify", changed), 1, "changed.nap")
+    record.final_ids[record.deltas[0].positions[0]] = record.deltas[0].ids[0]
+    changed.write_bytes(record.to_bytes())
+    assert nap("trace", "verify", changed).code == 0, "consistent with itself, but not what the model decodes"
+    ran = nap("trace", "verify", changed, "--model", model)
+    assert ran.code == 1
+    assert "not identical" in ran.out or "DIFFERS" in ran.out
+
+
+def test_trace_of_another_model_is_refused(nap: Nap, trace: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert nap("model", "make", "--shape", "llada-tiny", "--out", other).code == 0
+    ran = nap("trace", "verify", trace, "--model", other)
+    assert ran.code == 1
+    assert "other weights" in ran.err
+
+
+def test_trace_show(nap: Nap, trace: Path, model: Path) -> None:
+    ids = nap("trace", "show", trace)
+    assert ids.code == 0
+    assert "── kv ──" in ids.out
+    assert "S:" in ids.out
+    words = nap("trace", "show", trace, "--model", model)
+    assert "a shirt costs $50" in words.out
+
+
+def test_trace_export_feeds_metrics(nap: Nap, trace: Path, tmp_path: Path) -> None:
+    order = tmp_path / "order.json"
+    order.write_text(nap("trace", "export", trace, "--format", "order").out)
+    ours, foreign = nap("metrics", trace, "--json").objects[0], nap("metrics", order, "--json").objects[0]
+    assert ours["syncs"] == {"kv": 5, "gather": 1}  # 24 path steps, the first needs no sync
+    assert foreign["arness"]["all"]["set_based"] == ours["arness"]["all"]["set_based"]
+    table = nap("metrics", trace, "-k", 2)
+    assert "set@2" in table.out
+    assert "path 3, content" in table.out
+    rows = nap("trace", "export", trace, "--format", "csv").out.splitlines()
+    assert rows[0] == "step,worker,position,id,confidence,kind"
+    values = nap("trace", "export", trace, "--format", "json").objects[0]
+    assert len(values["order"]) == sum(row.endswith("commit") for row in rows)
+    one_line(nap("trace", "export", trace, "--format", "xml"), 2, "--format", "xml")
+
+
+def test_traces_of_a_batch_are_numbered(nap: Nap, model: Path, batch: Path, tmp_path: Path) -> None:
+    nap("decode", "--model", model, "--file", batch, "--trace", tmp_path / "t.nap", "--json")
+    assert sorted(file.name for file in tmp_path.glob("t*")) == ["t.0.nap", "t.7.nap"]
+
+
+@pytest.mark.parametrize("text", ["{}", '{"slots": 2, "steps": [[0, 5]]}', "[1, 2", "\x00\x01"])
+def test_a_malformed_order_is_a_failure(nap: Nap, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "order.json"
+    file.write_text(text)
+    one_line(nap("metrics", file), 1, "order.json")
+
+
+def test_a_missing_trace_is_a_failure(nap: Nap) -> None:
+    one_line(nap("trace", "verify", "none.nap"), 1, "none.nap", "No such file")
+
+
+# --- the other commands ---
+
+
+def test_eval_words(nap: Nap, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lines.jsonl"
+    argv = [
+        "--model",
+        model,
+        "--n",
+        6,
+        "--tokens-per-step",
+        6,
+        "--batch-size",
+        3,
+        "--neighbours",
+        200,
+        "--seed",
+        4,
+    ]
+    ran = nap("eval", "words", *argv, "--json", "--out", out)
+    assert (ran.code, ran.err) == (0, "")
+    (values,) = ran.objects
+    assert (values["schema"], values["n"], values["seed"], values["failed"]) == ("nap.eval/1", 6, 4, 0)
+    assert values["config"]["steps"] == 5
+    for name in ("accuracy", "majority", "paths_masked", "look_up"):
+        low, high = values[name]["interval"]
+        assert low <= values[name]["share"] <= high
+    assert len(values["paths"]) == 3
+    assert len(out.read_text().splitlines()) == 6
+    text = nap("eval", "words", *argv).out
+    assert "6 of the test split, seed 4" in text
+    assert "This shows" in text
+    one_line(
+        nap("eval", "words", "--model", model, "--steps", 4, "--tokens-per-step", 2), 2, "--tokens-per-step"
+    )
+
+
+def test_data_feeds_decode(nap: Nap, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "words.jsonl"
+    assert nap("data", "make", "words", "--n", 2, "--split", "test", "--seed", 3, "--out", file).code == 0
+    ran = nap("decode", "--model", model, "--file", file, "--steps", 5, "--json")
+    assert ran.code == 0
+    assert all(value["gold"] is not None for value in ran.objects)
+
+
+def test_model_commands(nap: Nap, model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    assert nap("model", "export", model, "--out", copy).code == 0
+    ours, theirs = (nap("model", "info", folder, "--json").objects[0] for folder in (model, copy))
+    assert ours["fingerprint"] == theirs["fingerprint"]
+    assert theirs["tokenizer"] == ["tokenizer.json"]
+    assert (copy / "decode.json").read_text() == (model / "decode.json").read_text()
+    assert "max_positions" in nap("model", "info", copy).out
+    one_line(nap("model", "export", model, "--out", copy), 2, "--out", "already holds a model")
+    one_line(nap("model", "info", tmp_path / "none"), 1, "none")
+
+
+def test_doctor(nap: Nap) -> None:
+    ran = nap("doctor", "--json")
+    (values,) = ran.objects
+    assert ran.code == (0 if values["ok"] else 1)
+    names = [check["name"] for check in values["checks"]]
+    assert names == ["python", "torch", "gpu", "ray", "ports", "memory", "shared memory", "model"]
+    assert {check["state"] for check in values["checks"]} <= {"ok", "note", "fail"}
+    assert len(nap("doctor").out.splitlines()) == len(names)
+
+
+def test_a_reader_that_leaves_is_no_error(model: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "nap_runtime.cli", "decode", "--model", str(model), "--json", QUESTION]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

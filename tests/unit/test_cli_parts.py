@@ -1,0 +1,211 @@
+"""Pieces of the command line: help, settings, held-out problems, scores, the canvas view."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from nap_runtime.cli.app import build_parser
+from nap_runtime.cli.controls import look_up
+from nap_runtime.cli.jobs import held_out, pick_held_out
+from nap_runtime.cli.live import CanvasView, timeline
+from nap_runtime.cli.options import GROUPS, add_decode_options, read_settings
+from nap_runtime.cli.parser import Parser
+from nap_runtime.cli.scores import Share, last_number, majority
+from nap_runtime.cli.settings import DTYPES, Settings, merge
+from nap_runtime.decoding.layout import CanvasLayout
+from nap_runtime.decoding.record import CanvasDelta
+from nap_runtime.decoding.state import Kind
+from nap_runtime.errors import UsageError
+from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.models.prompting import DecodeDefaults
+from nap_trainer.words import SHOWCASE, generate
+
+
+def parser_of(*names: str) -> Parser:
+    parser = build_parser()
+    for name in names:
+        parser = parser._commands.choices[name]
+    return parser
+
+
+def leaves(parser: Parser) -> list[Parser]:
+    inner = [parser._commands.choices[name] for name in parser.commands()]
+    return [leaf for child in inner for leaf in leaves(child)] if inner else [parser]
+
+
+# --- help ---
+
+
+@pytest.mark.parametrize("parser", leaves(build_parser()), ids=lambda parser: parser.prog)
+def test_help_shows_every_default(parser: Parser) -> None:
+    for action in parser._actions:
+        if action.option_strings and "--help" not in action.option_strings:
+            assert "(default: " in str(action.help) or "(required)" in str(action.help), action.option_strings
+
+
+def test_help_names_the_defaults_of_models_without_their_own() -> None:
+    shown = {option.field: option.default for group in GROUPS.values() for option in group}
+    for field in fields(DecodeDefaults):
+        assert shown[field.name].endswith(f"else {field.default:g}")
+
+
+def test_every_config_key_has_an_option() -> None:
+    keys = {option.field for group in GROUPS.values() for option in group}
+    wanted = {f.name for cls in (DecodeConfig, SyncPolicy, Settings) for f in fields(cls)} - {
+        "sync",
+        "config",
+    }
+    assert keys - {"threshold", "factor", "cfg"} == wanted
+
+
+def test_dtypes_are_those_of_the_api() -> None:
+    from nap_runtime.api import DTYPES as OF_API
+
+    assert tuple(OF_API) == DTYPES
+
+
+# --- settings ---
+
+
+def settings_of(*argv: str) -> Settings:
+    parser = Parser("nap test", "about")
+    add_decode_options(parser)
+    return read_settings(parser.parse_args(argv))
+
+
+def test_no_option_gives_the_defaults() -> None:
+    assert settings_of() == Settings()
+
+
+def test_options_reach_the_settings() -> None:
+    canvas = "--paths 2 --path-tokens 3,4 --rule confidence --scope path --workers 2"
+    settings = settings_of(*canvas.split(), "--sync", "kv", "--every", "4", "--warmup", "2")
+    sync = SyncPolicy("kv", every=4, warmup=2)
+    config = DecodeConfig(paths=2, path_tokens=(3, 4), rule="confidence", scope="path", sync=sync)
+    assert settings == Settings(config=config, workers=2)
+
+
+def test_rule_arguments_are_collected() -> None:
+    settings = settings_of("--rule", "confidence", "--rule-arg", "schedule=dream")
+    assert settings.config.rule_args == {"schedule": "dream"}
+
+
+def test_settings_round_trip() -> None:
+    settings = settings_of("--workers", "3", "--simulate", "--sync", "kv", "--path-tokens", "3,4,5")
+    assert Settings.from_mapping(json.loads(json.dumps(settings.to_mapping()))) == settings
+
+
+def test_unknown_key_is_an_error() -> None:
+    with pytest.raises(UsageError, match="evry: unknown key"):
+        Settings.from_mapping({"evry": 3})
+
+
+def test_merge_goes_into_sync() -> None:
+    assert merge({"a": 1, "sync": {"mode": "kv", "every": 2}}, {"sync": {"every": 3}}) == {
+        "a": 1,
+        "sync": {"mode": "kv", "every": 3},
+    }
+
+
+# --- held-out problems ---
+
+
+def test_held_out_problems_are_what_the_generator_makes() -> None:
+    made = [*SHOWCASE, *islice(generate("test", seed=20, error_rate=0.0), 11)]
+    assert list(held_out()) == [problem.to_json() for problem in made]
+
+
+def test_seed_picks_a_held_out_problem() -> None:
+    job, note = pick_held_out(21)
+    assert job.question == held_out()[1]["question"]
+    assert job.gold == held_out()[1]["answer"]
+    assert "problem 2 of 20" in note
+
+
+# --- scores ---
+
+
+def test_wilson_interval() -> None:
+    low, high = Share(8, 10).interval
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)  # Brown, Cai and DasGupta's formula by hand
+    assert Share(0, 10).interval[0] == 0.0
+    assert Share(10, 10).interval[1] == 1.0
+    assert Share(0, 0).interval == (0.0, 1.0)
+
+
+def test_what_paths_say() -> None:
+    assert last_number("50 - 10 = 40 .") == "40"
+    assert last_number("x = -2") == "-2"
+    assert last_number("none") is None
+    assert majority(["3", "4", "4"]) == "4"
+    assert majority(["3", "4", None]) == "3"
+    assert majority([None]) is None
+
+
+def test_look_up_finds_a_training_problem_itself() -> None:
+    known = list(islice(generate("train", seed=5), 50))
+    assert look_up([problem.question for problem in known], 50, seed=5) == [str(p.answer) for p in known]
+    assert look_up(["what?"], 0, seed=5) is None
+
+
+# --- the canvas view ---
+
+
+class Letters:
+    """Token 10 is a, 11 is b, …; words are joined by spaces."""
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(chr(ord("a") + token - 10) for token in ids)
+
+
+def view() -> CanvasView:
+    layout = CanvasLayout(
+        kind="nap",
+        prompt_tokens=1,
+        headers=((2,), (3,)),
+        budgets=(4, 4),
+        summary_header=(4,),
+        summary_budget=2,
+        end_ids=((1,), (1,), (1,)),
+        mask_id=0,
+        fill_id=1,
+    )
+    return CanvasView(layout, (9,), Letters())  # type: ignore[arg-type]
+
+
+def delta(kind: Kind, positions: list[int], ids: list[int]) -> CanvasDelta:
+    return CanvasDelta(
+        step=0,
+        worker=0,
+        kind=kind,
+        positions=np.array(positions),
+        ids=np.array(ids),
+        log_confidence=np.zeros(len(ids)),
+    )
+
+
+def test_slots_fill_in_place() -> None:
+    canvas = view()
+    first = canvas.layout.paths[0]
+    assert canvas.text(first, "red").plain == "░░░░"
+    canvas.take(0, 1, (delta(Kind.COMMIT, [2, 4], [10, 12]),))
+    text = canvas.text(first, "red")
+    assert text.plain == "a ░ c ░"
+    assert [span.style for span in text.spans].count("bold reverse red") == 2
+    canvas.take(0, 2, (delta(Kind.COMMIT, [3], [11]), delta(Kind.FILL, [5], [1])))
+    text = canvas.text(first, "red")
+    assert text.plain == "a b c ·"
+    assert [span.style for span in text.spans].count("bold reverse red") == 1
+    assert canvas.text(canvas.layout.paths[1], "red").plain == "░░░░"
+
+
+def test_timeline_marks_syncs() -> None:
+    line = timeline(10, 5, [(2, "kv"), (8, "gather")], width=60)
+    assert line.plain == "step  5/10 ──k─────G─ k kv, G gather"
+    assert timeline(10, 10, [], width=60).plain.endswith("no syncs")
+    assert len(timeline(1000, 3, [(999, "kv")], width=60).plain) < 100

@@ -1,0 +1,1 @@
+"""Data, training and evaluation for the models that nap-runtime serves."""
