@@ -27,7 +27,7 @@ demo: setup ## Decode one word problem on three workers
 	$(BIN)/nap decode 'A shirt costs $$50 and is on sale for 20% off. What is the final price?' --workers 3
 
 test: setup ## Run the tests; those for a GPU skip themselves where there is none
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 check: setup ## Lint, format, types, import contracts, stub drift; changes nothing
 	$(BIN)/ruff check .

@@ -42,9 +42,7 @@ def generate(out: Path) -> list[Path]:
 
 def stubs(root: Path) -> list[Path]:
     """The generated files under `root`, relative to it."""
-    return sorted(
-        path.relative_to(root) for path in root.rglob("*_pb2*.py*") if path.suffix in (".py", ".pyi")
-    )
+    return sorted(path.relative_to(root) for path in root.rglob("*_pb2*.py*") if path.suffix in (".py", ".pyi"))
 
 
 def drift() -> list[str]:
@@ -64,9 +62,7 @@ def drift() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail when the stubs have drifted"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when the stubs have drifted")
     if not parser.parse_args().check:
         for path in generate(RUNTIME):
             print(path)

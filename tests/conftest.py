@@ -56,9 +56,7 @@ def tiny_model() -> Callable[..., Any]:
 def nap_layout() -> Callable[..., CanvasLayout]:
     """`(budgets, summary=4, prompt=5, ends=…)` → a canvas for the toy vocabulary (mask 95, fill 94)."""
 
-    def make(
-        budgets: Sequence[int], summary: int = 4, prompt: int = 5, ends: tuple[int, ...] = ENDS
-    ) -> CanvasLayout:
+    def make(budgets: Sequence[int], summary: int = 4, prompt: int = 5, ends: tuple[int, ...] = ENDS) -> CanvasLayout:
         return CanvasLayout(
             kind="nap",
             prompt_tokens=prompt,

@@ -77,15 +77,16 @@ _warm: dict[_Key, Coordinator] = {}
 
 @contextmanager
 def _coordinator(card: ModelCard, key: _Key, model: LoadedModel | None) -> Iterator[Coordinator]:
-    """A warm group for the same model, workers, dtype and device; kept until the process ends or a decode fails."""
+    """A warm group for the same model, workers, dtype and device; kept until another is needed, or fails."""
     if key not in _warm:
+        close()  # one warm group at a time: two would compete for the same devices
         _, workers, dtype, device, simulate = key
-        executor = make_executor(
-            card, workers=workers, dtype=dtype, device=device, model=model, simulate=simulate
-        )
+        executor = make_executor(card, workers=workers, dtype=dtype, device=device, model=model, simulate=simulate)
         _warm[key] = Coordinator(card, executor)
     try:
         yield _warm[key]
+    except UsageError:
+        raise  # nothing has run: the group is as good as before
     except BaseException:
         _warm.pop(key).executor.close()
         raise
@@ -159,9 +160,7 @@ def decode(
     jobs = [DecodeJob(question=question, index=index) for index, question in enumerate(questions)]
     key = (card.fingerprint, workers, dtype, device, simulate)
     with _coordinator(card, key, loaded) as coordinator:
-        results = sorted(
-            coordinator.decode(jobs, config, batch_size=batch_size), key=lambda result: result.job.index
-        )
+        results = sorted(coordinator.decode(jobs, config, batch_size=batch_size), key=lambda result: result.job.index)
     done = [_or_raise(result) for result in results]
     return done[0] if isinstance(prompt, str) else done
 

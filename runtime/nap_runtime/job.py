@@ -45,12 +45,25 @@ def _at_least(name: str, value: int, low: int) -> None:
         raise UsageError(f"{name}: {value!r} is not an integer of at least {low}", field=name)
 
 
+def _number(name: str, value: object, kind: type[int] | type[float]) -> None:
+    allowed = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        what = "an integer" if kind is int else "a number"
+        raise UsageError(f"{name}: {value!r} is not {what}", field=name)
+
+
 def _from_mapping(cls: type[Any], values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     known = {f.name for f in fields(cls)}
     for key in values:
         if key not in known:
             raise UsageError(f"{prefix}{key}: unknown key; known are {', '.join(sorted(known))}", field=str(key))
     return dict(values)
+
+
+def _check_weight(name: str, value: float) -> None:
+    _number(name, value, float)
+    if not math.isfinite(value) or value < 0:
+        raise UsageError(f"{name}: {value} is not a finite number of at least 0", field=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +134,7 @@ class DecodeConfig:
 
     Args:
         layout: `nap` (prompt, think-blocks, summary) or `plain` (prompt and one region).
-        paths: m, number of think-blocks (1 to 6).
+        paths: m, number of think-blocks (1 to 6; None: one per budget, else the model's).
         path_tokens: slots of each path, one number or one per path.
         summary_tokens: slots of the summary.
         gen_length: slots of the `plain` region.
@@ -165,9 +178,19 @@ class DecodeConfig:
         if self.scope is not None:
             _one_of("scope", self.scope, get_args(Scope))
         _one_of("confidence", self.confidence, get_args(Confidence))
+        self._check_kinds()
         self._check_numbers()
         self._check_layout()
         self._check_rule()
+
+    def _check_kinds(self) -> None:
+        """Values that parsed YAML or JSON may bring in a wrong type."""
+        if not isinstance(self.sync, SyncPolicy):
+            raise UsageError(f"sync: {self.sync!r} is not a mapping with `mode`", field="sync")
+        if not isinstance(self.rule_args, Mapping):
+            raise UsageError(f"rule_args: {self.rule_args!r} is not a mapping", field="rule_args")
+        if self.headers is not None and not isinstance(self.headers, str):
+            raise UsageError(f"headers: {self.headers!r} is not 'nap', 'text' or a file's name", field="headers")
 
     def _check_numbers(self) -> None:
         for name in ("steps", "summary_tokens", "gen_length", "block_length", "control_every"):
@@ -176,14 +199,16 @@ class DecodeConfig:
         if self.paths is not None:
             _at_least("paths", self.paths, 1)
             if self.paths > MAX_PATHS:
-                raise UsageError(f"paths: {self.paths} is more than the {MAX_PATHS} that NAP has tags for", field="paths")
-        for budget in self.path_tokens if isinstance(self.path_tokens, tuple) else (self.path_tokens,):
-            if budget is not None:
+                raise UsageError(
+                    f"paths: {self.paths} is more than the {MAX_PATHS} that NAP has tags for", field="paths"
+                )
+        if self.path_tokens is not None:
+            for budget in self.path_tokens if isinstance(self.path_tokens, tuple) else (self.path_tokens,):
                 _at_least("path_tokens", budget, 1)
-        for name in ("eos_weight", "temperature"):
-            value = getattr(self, name)
-            if value is not None and (not math.isfinite(value) or value < 0):
-                raise UsageError(f"{name}: {value} is not a finite number of at least 0", field=name)
+        _check_weight("temperature", self.temperature)
+        if self.eos_weight is not None:
+            _check_weight("eos_weight", self.eos_weight)
+        _number("seed", self.seed, int)
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed: {self.seed} is not between 0 and 2^63 - 1", field="seed")
 
@@ -225,7 +250,9 @@ class DecodeConfig:
     @property
     def n_paths(self) -> int:
         """m; a plain region counts as one path."""
-        return (self.paths or 3) if self.layout == "nap" else 1
+        if self.layout == "plain":
+            return 1
+        return self.paths or (len(self.path_tokens) if isinstance(self.path_tokens, tuple) else 3)
 
     @property
     def picks_by(self) -> Rule:

@@ -25,7 +25,7 @@ from nap_runtime.models.loading import load_weights, read_card
 from nap_runtime.models.shapes import make_model_dir
 
 # One cluster at a time: with pytest-xdist this wants --dist loadgroup (or loadfile).
-pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("ray")]
 WORKERS = 3
 
 
@@ -68,18 +68,17 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def no_cluster_given() -> Iterator[None]:
-    """The tests start clusters of their own."""
+    """The tests start a cluster of their own, of four CPUs by name, so that a fourth worker has room."""
     patch = pytest.MonkeyPatch()
     patch.delenv("RAY_ADDRESS", raising=False)
+    patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 4}')
     yield
     patch.undo()
 
 
 @pytest.fixture(scope="module")
 def group(model_dir: Path, no_cluster_given: None) -> Iterator[RayExecutor]:
-    executor = RayExecutor(
-        model_dir, workers=WORKERS, dtype=torch.float64, cluster=ClusterOptions(timeout=20)
-    )
+    executor = RayExecutor(model_dir, workers=WORKERS, dtype=torch.float64, cluster=ClusterOptions(timeout=20))
     yield executor
     executor.close()
 
@@ -127,9 +126,7 @@ def test_ids_are_those_of_the_simulation(
     for canvas in range(2):
         assert real.commits(canvas) == simulated.commits(canvas)
     for one, other in zip(real.outcomes, simulated.outcomes, strict=True):
-        counts = [
-            (m.syncs, m.payload_bytes, m.wire_bytes, m.rows_computed) for m in (one.meters, other.meters)
-        ]
+        counts = [(m.syncs, m.payload_bytes, m.wire_bytes, m.rows_computed) for m in (one.meters, other.meters)]
         assert counts[0] == counts[1]
         assert (one.worker, one.events, one.forwards) == (other.worker, other.events, other.forwards)
 
@@ -189,9 +186,7 @@ def test_cancel_reaches_running_workers(
     layout, config = nap_layout((60, 60, 60), ends=(94,)), DecodeConfig(paths=3, control_every=1)
     task = make_task(layout, config, [prompt_of(0)] * 4, 3)
     seen: list[int] = []
-    outcomes = group.run(
-        task, on_report=lambda report: seen.append(report.step), cancelled=lambda: bool(seen)
-    )
+    outcomes = group.run(task, on_report=lambda report: seen.append(report.step), cancelled=lambda: bool(seen))
     assert all(outcome.cancelled for outcome in outcomes)
     assert len({max(outcome.forwards) for outcome in outcomes}) == 1
     assert max(outcomes[0].forwards) < task.plan.schedule.steps - 1
@@ -207,6 +202,17 @@ def test_a_failure_in_the_step_loop_is_one_clear_line(
         collect(group, make_task(layout, DecodeConfig(paths=3), [outside_the_vocabulary], 3))
     task = make_task(layout, DecodeConfig(paths=3), [prompt_of(0)], 3)
     assert len(collect(group, task).ids) == 1  # all failed alike, before any exchange: the group goes on
+
+
+def test_a_model_that_workers_cannot_load_leaves_the_cluster_to_others(
+    group: RayExecutor, layout: CanvasLayout, make_task: Any, collect: Any, prompt_of: Any, tmp_path: Path
+) -> None:
+    before = {place.process for place in group.places}
+    with pytest.raises(ModelError, match="missing") as caught:
+        RayExecutor(tmp_path / "missing", workers=1, dtype=torch.float64)
+    assert "\n" not in str(caught.value)
+    assert len(collect(group, make_task(layout, DecodeConfig(paths=3), [prompt_of(0)], 3)).ids) == 1
+    assert all(map(alive, before))
 
 
 def test_a_killed_worker_is_an_error_in_seconds_and_nothing_is_left(
@@ -233,16 +239,6 @@ def test_a_killed_worker_is_an_error_in_seconds_and_nothing_is_left(
     assert killed[0] < task.plan.schedule.steps
     group.close()
     assert gone(cluster, within=10), "processes of the cluster are left"
-
-
-def test_a_model_that_workers_cannot_load_leaves_nothing_behind(
-    model_dir: Path, no_cluster_given: None, tmp_path: Path
-) -> None:
-    before = daemons()
-    with pytest.raises(ModelError, match="missing") as caught:
-        RayExecutor(tmp_path / "missing", workers=2, dtype=torch.float64)
-    assert "\n" not in str(caught.value)
-    assert gone(daemons() - before, within=10)
 
 
 def test_a_cluster_that_is_not_there_is_a_usage_error(no_cluster_given: None, model_dir: Path) -> None:

@@ -60,13 +60,7 @@ QUICK = [
     Case(4, 0.0, 3, 3),
     Case(3, 0.0, 4, 1),
 ]
-FULL = [
-    Case(m, t, seed, steps)
-    for m in BUDGETS
-    for t in (0.0, 1.0)
-    for seed in range(10)
-    for steps in (None, 5, 1)
-]
+FULL = [Case(m, t, seed, steps) for m in BUDGETS for t in (0.0, 1.0) for seed in range(10) for steps in (None, 5, 1)]
 
 
 @pytest.fixture
@@ -130,18 +124,14 @@ def test_placement_does_not_matter(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(40))
-def test_random_placements(
-    tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any, seed: int
-) -> None:
+def test_random_placements(tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any, seed: int) -> None:
     draw = random.Random(seed)
     m = draw.randint(2, 5)
     workers = draw.randint(2, m)
     placed = [*range(workers), *(draw.randrange(workers) for _ in range(m - workers))]
     draw.shuffle(placed)
     layout = nap_layout([draw.randint(1, 9) for _ in range(m)], summary=draw.randint(1, 6))
-    config = DecodeConfig(
-        paths=m, steps=draw.randint(1, layout.n_slots), temperature=draw.choice([0, 1]), seed=seed
-    )
+    config = DecodeConfig(paths=m, steps=draw.randint(1, layout.n_slots), temperature=draw.choice([0, 1]), seed=seed)
     model = tiny_model(draw.choice(SHAPE_NAMES), seed % 5)
     for policy in EQUALS_ONE_DEVICE:
         one = decode_inline(model, layout, config.with_values(sync=one_device(policy)), [prompt_of(seed)])
@@ -170,16 +160,12 @@ def test_rules_that_pick_within_paths(
     run = (tiny_model(shape, 2), nap_layout(BUDGETS[3]))
     for policy in EQUALS_ONE_DEVICE:
         one = decode_inline(*run, config.with_values(sync=one_device(policy)), [prompt_of(1)])
-        assert (
-            decode_inline(*run, config.with_values(sync=policy), [prompt_of(1)], 3).commits() == one.commits()
-        )
+        assert decode_inline(*run, config.with_values(sync=policy), [prompt_of(1)], 3).commits() == one.commits()
 
 
 CANVAS_RULES = [options for options in RULES if options["rule"] != "parallel-forced"]
 DREAM_SCHEDULE = [
-    {**options, "rule_args": {"schedule": "dream"}}
-    for options in CANVAS_RULES
-    if options["rule"] != "blockwise"
+    {**options, "rule_args": {"schedule": "dream"}} for options in CANVAS_RULES if options["rule"] != "blockwise"
 ]
 
 
@@ -277,9 +263,7 @@ class Scripted:
 
     def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Any) -> Tensor:
         self.forwards += 1
-        heads = torch.zeros(
-            len(ids_BR), self.config.n_heads, len(rows_R), self.config.head_dim, dtype=torch.float64
-        )
+        heads = torch.zeros(len(ids_BR), self.config.n_heads, len(rows_R), self.config.head_dim, dtype=torch.float64)
         seen = attend(0, heads, heads, heads)
         return rows_R.double().expand(ids_BR.shape).unsqueeze(-1) + 0 * seen[:, 0, :, :1]
 
@@ -331,9 +315,7 @@ def test_a_batch_goes_on_until_its_last_canvas_has_closed(nap_layout: Any, decod
         """The second canvas of the batch (prompt 41) never closes its first path early."""
 
         def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Any) -> Tensor:
-            return (
-                super().forward_rows(ids_BR, rows_R, attend) + 1000 * torch.arange(len(ids_BR))[:, None, None]
-            )
+            return super().forward_rows(ids_BR, rows_R, attend) + 1000 * torch.arange(len(ids_BR))[:, None, None]
 
         def logits(self, hidden_BRD: Tensor) -> Tensor:
             rows, long = hidden_BRD[..., 0].long() % 1000, hidden_BRD[..., 0] >= 1000
@@ -362,9 +344,7 @@ def test_float32_agrees_up_to_near_ties(
     config = DecodeConfig(paths=3, temperature=1.0, seed=1)
     single = config.with_values(sync=one_device(policy))
     one = decode_inline(*run, single, [prompt_of(2)], 1, torch.float32).records[0]
-    several = decode_inline(*run, config.with_values(sync=policy), [prompt_of(2)], 3, torch.float32).records[
-        0
-    ]
+    several = decode_inline(*run, config.with_values(sync=policy), [prompt_of(2)], 3, torch.float32).records[0]
     assert compare(several, one, rtol=1e-4).agrees
 
 

@@ -64,9 +64,7 @@ class SlowGroup:
         self.shared = [r for r in range(self.layout.size) if not any(r in rows for rows in self.path_rows)]
 
     def own(self, worker: int) -> list[int]:
-        return [
-            row for path, rows in enumerate(self.path_rows) if self.worker_of[path] == worker for row in rows
-        ]
+        return [row for path, rows in enumerate(self.path_rows) if self.worker_of[path] == worker for row in rows]
 
     def compute(self, worker: int, rows: Sequence[int], cache: Cache | None = None) -> dict[int, Tensor]:
         """Logits of rows from what a worker knows."""
@@ -209,9 +207,7 @@ def test_the_policies_differ(tiny_model: Any, nap_layout: Any, prompt_of: Any, d
         SyncPolicy("kv", every=4),
         SyncPolicy("shared", every=4),
     ]
-    decodes = [
-        decode_inline(*run, DecodeConfig(paths=3, sync=p), [prompt_of(1)], 3).commits() for p in policies
-    ]
+    decodes = [decode_inline(*run, DecodeConfig(paths=3, sync=p), [prompt_of(1)], 3).commits() for p in policies]
     assert len({tuple(commits) for commits in decodes}) == len(policies)
 
 
@@ -286,14 +282,11 @@ def test_wire_bytes_count_padding_and_peers(
         expected = 2 * (gathered + kv_syncs * padded_sync)  # to each of two peers
         assert [outcome.meters.wire_bytes for outcome in got.outcomes] == [expected] * 3
         assert [outcome.meters.payload_bytes for outcome in got.outcomes] == [
-            slots * TOKEN + kv_syncs * rows * ROW * (padded_sync > 0)
-            for slots, rows in ((6, 7), (2, 3), (2, 3))
+            slots * TOKEN + kv_syncs * rows * ROW * (padded_sync > 0) for slots, rows in ((6, 7), (2, 3), (2, 3))
         ]
 
 
-def test_one_worker_sends_nothing(
-    tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any
-) -> None:
+def test_one_worker_sends_nothing(tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any) -> None:
     for policy in (SyncPolicy("exact"), SyncPolicy("none"), SyncPolicy("tokens", every=2)):
         got = decode_inline(
             tiny_model("llada-tiny"), nap_layout((4, 4)), DecodeConfig(paths=2, sync=policy), [prompt_of(0)]
@@ -332,9 +325,7 @@ def test_exact_is_never_stale(tiny_model: Any, nap_layout: Any, prompt_of: Any, 
     assert measured.max == 0
 
 
-@pytest.mark.parametrize(
-    "policy", [SyncPolicy("tokens", every=3), SyncPolicy("shared", every=2), SyncPolicy("none")]
-)
+@pytest.mark.parametrize("policy", [SyncPolicy("tokens", every=3), SyncPolicy("shared", every=2), SyncPolicy("none")])
 def test_own_rows_are_skipped_only_when_nothing_is_due_or_dirty(
     tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any, policy: SyncPolicy
 ) -> None:
@@ -381,8 +372,7 @@ def test_control_points_do_not_matter(
     run = (tiny_model("llada-tiny", 5), nap_layout((14, 10, 12), ends=tuple(range(30))))
     config = DecodeConfig(paths=3, temperature=1.0, seed=2, sync=policy)
     decodes = [
-        decode_inline(*run, config.with_values(control_every=every), [prompt_of(3)], 3)
-        for every in (1, 2, 5, 1000)
+        decode_inline(*run, config.with_values(control_every=every), [prompt_of(3)], 3) for every in (1, 2, 5, 1000)
     ]
     fills = [delta for delta in decodes[0].records[0].deltas if delta.kind is Kind.FILL]
     assert fills, "no path closed early: the test shows nothing"
@@ -435,3 +425,13 @@ def test_a_failing_model_is_one_clear_error(
 
     with pytest.raises(WorkerError, match="a simulated worker failed: out of paper"):
         decode_inline(Broken(), nap_layout((4, 4)), DecodeConfig(paths=2), [prompt_of(0)], 2)
+
+
+@pytest.mark.parametrize("mode", ["exact", "tokens"])
+def test_scope_canvas_counts_as_many_syncs_as_it_records(
+    tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any, mode: Any
+) -> None:
+    """The first step needs no exchange: every worker has computed the whole canvas."""
+    config = DecodeConfig(paths=2, rule="confidence", steps=6, sync=SyncPolicy(mode))
+    got = decode_inline(tiny_model("llada-tiny"), nap_layout((4, 4)), config, [prompt_of(0)], 2)
+    assert [outcome.meters.syncs for outcome in got.outcomes] == [len(got.records[0].syncs)] * 2

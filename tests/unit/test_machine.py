@@ -299,9 +299,7 @@ def test_a_jump_to_the_summary_keeps_the_summarys_steps_and_quotas(
 
 @pytest.mark.parametrize("mode", ["exact", "tokens", "kv", "shared", "none"])
 @pytest.mark.parametrize("step", [0, 1, 5, 6, 7])
-def test_cancel_ends_at_the_step_it_is_read(
-    machine: Callable[..., Coordination], mode: Any, step: int
-) -> None:
+def test_cancel_ends_at_the_step_it_is_read(machine: Callable[..., Coordination], mode: Any, step: int) -> None:
     said = run(machine(SyncPolicy(mode)), {step: CANCEL})
     assert said[-1] == "cancelled"
     assert {int(text.split()[0]) for text in said[:-1]} == set(range(step))

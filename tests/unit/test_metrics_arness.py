@@ -289,9 +289,7 @@ def test_chance_equals_enumeration(quotas: list[list[int]], sizes: list[int], k:
     every = list(choices(quotas, sizes))
     scores = [enumerated(steps, range(sum(sizes)), k)[:2] for steps in every]
     score = ArnessScore.of(with_pools(every[0], sizes), k=k)
-    assert (score.set_based_random, score.step_ordered_random) == pytest.approx(
-        tuple(np.mean(scores, axis=0))
-    )
+    assert (score.set_based_random, score.step_ordered_random) == pytest.approx(tuple(np.mean(scores, axis=0)))
 
 
 # -- properties ----------------------------------------------------------------------------------------------
@@ -299,9 +297,7 @@ def test_chance_equals_enumeration(quotas: list[list[int]], sizes: list[int], k:
 
 @st.composite
 def decodes(draw: st.DrawFn) -> Steps:
-    positions = draw(
-        st.permutations(draw(st.lists(st.integers(0, 60), min_size=1, max_size=24, unique=True)))
-    )
+    positions = draw(st.permutations(draw(st.lists(st.integers(0, 60), min_size=1, max_size=24, unique=True))))
     sizes, left = [], len(positions)
     while left:
         sizes.append(draw(st.integers(1, min(left, 6))))

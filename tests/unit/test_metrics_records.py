@@ -40,9 +40,7 @@ LAYOUT = CanvasLayout(
 )
 
 
-def delta(
-    step: int, worker: int, tokens: dict[int, int], *, fill: bool = False, score: float = 0.5
-) -> CanvasDelta:
+def delta(step: int, worker: int, tokens: dict[int, int], *, fill: bool = False, score: float = 0.5) -> CanvasDelta:
     return CanvasDelta(
         step=step,
         worker=worker,
@@ -317,9 +315,7 @@ def test_a_near_tie_between_ids() -> None:
 
 
 def test_only_the_first_difference_counts() -> None:
-    other = record_of(
-        (*GOOD[:2], delta(1, 0, {5: 21}), *GOOD[3:5], delta(2, 1, {9: 40}, score=0.01), *GOOD[6:])
-    )
+    other = record_of((*GOOD[:2], delta(1, 0, {5: 21}), *GOOD[3:5], delta(2, 1, {9: 40}, score=0.01), *GOOD[6:]))
     result = compare(good(), other, rtol=1e-4)
     assert (result.step, result.agrees, result.relative_gap) == (1, True, 0.0)
 

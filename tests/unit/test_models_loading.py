@@ -50,9 +50,7 @@ def refused(path: Path | str) -> str:
 @pytest.mark.parametrize("shape", FAMILIES)
 @pytest.mark.parametrize("shard_bytes", [SHARD, 10**9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_save_then_load_gives_the_same_model(
-    tmp_path: Path, shape: str, shard_bytes: int, dtype: torch.dtype
-) -> None:
+def test_save_then_load_gives_the_same_model(tmp_path: Path, shape: str, shard_bytes: int, dtype: torch.dtype) -> None:
     config, model = small(shape, dtype=dtype)
     save_model(model, config, tmp_path / "m", max_shard_bytes=shard_bytes)
     loaded = load_model(tmp_path / "m", dtype=dtype)

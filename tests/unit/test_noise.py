@@ -26,9 +26,7 @@ ONES = 0xFFFFFFFF
         ),
     ],
 )
-def test_known_answers_of_random123(
-    counter: tuple[int, ...], key: tuple[int, int], answer: tuple[int, ...]
-) -> None:
+def test_known_answers_of_random123(counter: tuple[int, ...], key: tuple[int, int], answer: tuple[int, ...]) -> None:
     words = philox4x32(tuple(torch.tensor(c) for c in counter), key)  # type: ignore[arg-type]
     assert tuple(int(word) for word in words) == answer
 
@@ -85,9 +83,7 @@ def test_seeds_steps_positions_and_purposes_share_no_draws() -> None:
 
 
 def test_uniform_numbers_are_uniform() -> None:
-    u = uniform(
-        3, ids=torch.arange(400)[None], positions=torch.arange(250)[:, None], step=2, purpose=Purpose.TOKEN
-    )
+    u = uniform(3, ids=torch.arange(400)[None], positions=torch.arange(250)[:, None], step=2, purpose=Purpose.TOKEN)
     values = u.flatten().numpy()
     assert values.min() > 0
     assert values.max() < 1

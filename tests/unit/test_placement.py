@@ -63,9 +63,7 @@ def test_rows_of_two_workers(nap_layout: Any) -> None:
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 30), st.data())
-def test_shares_partition_the_shared_rows_and_level_the_work(
-    budgets: list[int], prompt: int, data: Any
-) -> None:
+def test_shares_partition_the_shared_rows_and_level_the_work(budgets: list[int], prompt: int, data: Any) -> None:
     m = len(budgets)
     layout = CanvasLayout(
         kind="nap",

@@ -22,7 +22,7 @@ MAX_LINES = 400
 CONFINED = {
     "ray": ("nap_runtime.executor.ray_executor",),
     "grpc": ("nap_runtime.service",),
-    "torch.distributed": ("nap_runtime.distributed",),
+    "torch.distributed": ("nap_runtime.distributed", "nap_trainer.ranks"),
     "deepspeed": ("nap_trainer.zero",),
 }
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal"}
@@ -137,18 +137,14 @@ def pyproject() -> dict[str, Any]:
 def test_changelog_begins_with_this_version() -> None:
     source = ROOT / pyproject()["tool"]["hatch"]["version"]["path"]
     version = re.search(r'^__version__ = "(.+)"$', source.read_text(encoding="utf-8"), re.MULTILINE)
-    heading = re.search(
-        r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    heading = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert version is not None
     assert heading is not None
     assert heading[1] == version[1]
 
 
 def test_version_is_written_once() -> None:
-    copies = [
-        path for path in sources() if re.search(r"^__version__\b.*=", path.read_text("utf-8"), re.MULTILINE)
-    ]
+    copies = [path for path in sources() if re.search(r"^__version__\b.*=", path.read_text("utf-8"), re.MULTILINE)]
     assert copies == [ROOT / pyproject()["tool"]["hatch"]["version"]["path"]]
     assert "version" not in pyproject()["project"]
 
@@ -214,12 +210,7 @@ def test_every_folder_is_a_package() -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    strays = [
-        where(path, node)
-        for path in sources()
-        for name, node in imported(path)
-        if lies_under(name, *UNPICKLERS)
-    ]
+    strays = [where(path, node) for path in sources() for name, node in imported(path) if lies_under(name, *UNPICKLERS)]
     for path in sources():
         for name, call in calls(path):
             if name == "torch.load" and keyword(call, "weights_only") is not True:
@@ -246,9 +237,7 @@ def test_no_remote_code_is_trusted() -> None:
 def test_no_file_refers_outside_the_tree() -> None:
     outside = "../" + "shared"
     strays = [
-        str(path.relative_to(ROOT))
-        for path in listed_files()
-        if outside in path.read_text("utf-8", errors="ignore")
+        str(path.relative_to(ROOT)) for path in listed_files() if outside in path.read_text("utf-8", errors="ignore")
     ]
     assert strays == []
 

@@ -1,9 +1,9 @@
 """Plain decodes against LLaDA's `generate` and Dream's `_sample`, written again here from their descriptions.
 
-The loops below run the whole canvas through `model.forward` in float64 and keep the published formulas
-(probabilities, not logarithms; `exp(logits) / (−log u)^T` for the Gumbel draw). Two things are this runtime's
-own, and are done here too: the mask id is never predicted, and random numbers are the runtime's Philox draws, so
-that both sides see the same.
+The loops below run the whole canvas through `model.forward` in float64 and keep the published formulas:
+probabilities, not logarithms, and `exp(logits) / (−log u)^T` for the Gumbel draw. Two things are this
+runtime's own and done here too: the mask id is never predicted, and random numbers are the runtime's Philox
+draws, so that both sides see the same.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ SEED = 11
 
 
 def uniform_draws(vocab: int, positions: Tensor, step: int) -> Tensor:
-    return uniform(
-        SEED, ids=torch.arange(vocab)[None], positions=positions[:, None], step=step, purpose=Purpose.TOKEN
-    )
+    return uniform(SEED, ids=torch.arange(vocab)[None], positions=positions[:, None], step=step, purpose=Purpose.TOKEN)
 
 
 def transfers_per_step(masked: int, steps: int) -> list[int]:
@@ -156,9 +154,7 @@ def test_llada_random_remasking(
         temperature=temperature,
         remasking="random",
     )
-    config = DecodeConfig(
-        layout="plain", gen_length=20, steps=steps, rule="random", temperature=temperature, seed=SEED
-    )
+    config = DecodeConfig(layout="plain", gen_length=20, steps=steps, rule="random", temperature=temperature, seed=SEED)
     assert decode_inline(model, plain_layout(20), config, [prompt]).commits() == expected
 
 
@@ -205,15 +201,11 @@ def test_topology_reaches_the_plain_layout(
     sees[:5, 5:] = False  # isolated: the prompt sees only itself
     expected = llada_generate(model, prompt, topology_mask=sees, **options)  # type: ignore[arg-type]
     assert expected != llada_generate(model, prompt, **options)  # type: ignore[arg-type]
-    config = DecodeConfig(
-        layout="plain", gen_length=12, sync=SyncPolicy("exact", topology="isolated"), seed=SEED
-    )
+    config = DecodeConfig(layout="plain", gen_length=12, sync=SyncPolicy("exact", topology="isolated"), seed=SEED)
     assert decode_inline(model, layout, config, [prompt]).commits() == expected
 
 
-def test_the_mask_id_is_never_committed(
-    tiny_model: Any, plain_layout: Any, prompt_of: Any, decode_inline: Any
-) -> None:
+def test_the_mask_id_is_never_committed(tiny_model: Any, plain_layout: Any, prompt_of: Any, decode_inline: Any) -> None:
     """Hot draws over a vocabulary of 96 would hit it otherwise: 40 slots, 10 canvases."""
     model = tiny_model("llada-tiny", 1)
     config = DecodeConfig(layout="plain", gen_length=40, steps=5, temperature=50.0, seed=SEED)

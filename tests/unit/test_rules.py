@@ -83,8 +83,6 @@ def test_rankings() -> None:
     for rule in ("parallel-forced", "confidence", "blockwise"):
         assert order(rule) == [1, 2, 0]
     assert order("left-to-right") == [0, 1, 2]
-    draws = uniform(
-        4, ids=torch.zeros(3, dtype=torch.int64), positions=positions, step=7, purpose=Purpose.ORDER
-    )
+    draws = uniform(4, ids=torch.zeros(3, dtype=torch.int64), positions=positions, step=7, purpose=Purpose.ORDER)
     assert order("random", 7) == draws.argsort(descending=True).tolist()
     assert len({tuple(order("random", step)) for step in range(30)}) == 6  # every order comes up

@@ -127,9 +127,7 @@ def test_blockwise_by_hand(slots: int, steps: int, length: int, quotas: tuple[in
     assert blockwise(slots, steps, length) == quotas
 
 
-@pytest.mark.parametrize(
-    ("steps", "length", "field"), [(4, 3, "block_length"), (3, 4, "steps"), (1, 4, "steps")]
-)
+@pytest.mark.parametrize(("steps", "length", "field"), [(4, 3, "block_length"), (3, 4, "steps"), (1, 4, "steps")])
 def test_blocks_that_do_not_divide(steps: int, length: int, field: str) -> None:
     with pytest.raises(UsageError) as caught:
         blockwise(8, steps, length)

@@ -134,8 +134,7 @@ def test_closing_is_the_sentence_in_the_design(data: Any) -> None:
     canvas = state()
     put(canvas, tokens)
     expected = any(
-        tokens.get(place) in (TAG, END) and all(before in tokens for before in range(place))
-        for place in range(4)
+        tokens.get(place) in (TAG, END) and all(before in tokens for before in range(place)) for place in range(4)
     )
     assert bool(canvas.closed(PATH)) is expected
 

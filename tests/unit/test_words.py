@@ -109,9 +109,7 @@ def test_methods_differ_in_their_equations(name: str) -> None:
     same: Counter[tuple[str, str]] = Counter()
     for numbers in number_tuples(name, 100):
         for one, other in combinations(FAMILIES[name].methods, 2):
-            same[one, other] += (
-                solve_by(name, numbers, one).equations == solve_by(name, numbers, other).equations
-            )
+            same[one, other] += solve_by(name, numbers, one).equations == solve_by(name, numbers, other).equations
     assert max(same.values()) <= 10, same
 
 
@@ -224,10 +222,7 @@ def test_the_vocabulary_is_closed_and_without_waste() -> None:
 
 
 def test_the_splits_share_no_numbers() -> None:
-    kept = {
-        split: {(p.family, p.numbers) for p in problems(split, 20_000, paths=1)}
-        for split in ("train", "test")
-    }
+    kept = {split: {(p.family, p.numbers) for p in problems(split, 20_000, paths=1)} for split in ("train", "test")}
     assert not kept["train"] & kept["test"]
     assert all(split_of(*key) == split for split, keys in kept.items() for key in keys)
 

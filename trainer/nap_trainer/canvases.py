@@ -44,9 +44,7 @@ class CanvasFormat:
     eos_id: int
 
     @classmethod
-    def of(
-        cls, tokenizer: Tokenizer, *, paths: int = 3, path_tokens: int = 40, summary_tokens: int = 12
-    ) -> Self:
+    def of(cls, tokenizer: Tokenizer, *, paths: int = 3, path_tokens: int = 40, summary_tokens: int = 12) -> Self:
         """The format of a tokenizer that has NAP's tags; ModelError if one is missing."""
         numbers = range(1, paths + 1)
         return cls(
@@ -116,9 +114,7 @@ class TrainingCanvas:
         for block, text in zip(layout.blocks, (*paths, summary), strict=True):
             end = block.end_ids[0]
             name = "summary_tokens" if end == form.summary_end else "path_tokens"
-            ids[block.slots.start : block.slots.stop] = _padded(
-                text, end, form.eos_id, len(block.slots), name
-            )
+            ids[block.slots.start : block.slots.stop] = _padded(text, end, form.eos_id, len(block.slots), name)
         return cls(layout, ids)
 
     @classmethod
@@ -139,7 +135,5 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 
 def _padded(text: Sequence[int], end: int, eos: int, budget: int, field: str) -> list[int]:
     if len(text) + 1 > budget:
-        raise UsageError(
-            f"{field}: a text of {len(text)} tokens and its end tag exceed {budget}", field=field
-        )
+        raise UsageError(f"{field}: a text of {len(text)} tokens and its end tag exceed {budget}", field=field)
     return [*text, end, *[eos] * (budget - len(text) - 1)]

@@ -63,9 +63,7 @@ def make_table(request: TableRequest) -> CanvasTable:
     form, ids = request.form, request.ids
     problems = generate(request.split, seed=request.seed, paths=form.n_paths, error_rate=request.error_rate)
     for problem in islice(problems, _GIVE_UP * request.count):
-        texts = [
-            [ids[t] for t in tokens(text)] for text in (problem.question, *problem.paths, problem.summary)
-        ]
+        texts = [[ids[t] for t in tokens(text)] for text in (problem.question, *problem.paths, problem.summary)]
         try:
             canvas = TrainingCanvas.of_ids(texts[0], texts[1:-1], texts[-1], form)
         except UsageError:
@@ -93,9 +91,7 @@ def generate_table(
     ids = word_ids(tokenizer)
     shares = [count // processes + (i < count % processes) for i in range(processes)]
     requests = [
-        TableRequest(
-            split=split, seed=seed * SEED_STRIDE + i, count=share, error_rate=error_rate, form=form, ids=ids
-        )
+        TableRequest(split=split, seed=seed * SEED_STRIDE + i, count=share, error_rate=error_rate, form=form, ids=ids)
         for i, share in enumerate(shares)
     ]
     if processes == 1:

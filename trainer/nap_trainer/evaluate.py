@@ -83,9 +83,7 @@ class Evaluator:
         return ((guess_BN == self.batch.ids_BN) | ~self.is_summary).all(-1).float().mean()
 
 
-def decode(
-    model: DiffusionTransformer, ids_BN: Tensor, batch: Batch, form: CanvasFormat, per_step: int
-) -> Tensor:
+def decode(model: DiffusionTransformer, ids_BN: Tensor, batch: Batch, form: CanvasFormat, per_step: int) -> Tensor:
     """Fill masked canvases as `parallel-forced` does, end-of-text last: paths in step, then the summary."""
     ids_BN = ids_BN.clone()
     share = max(1, per_step // form.n_paths)

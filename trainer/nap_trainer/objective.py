@@ -138,9 +138,7 @@ def normalised(losses_BN: Tensor, masked: Masked) -> Tensor:
     return (losses_BN * masked.weight_BN).sum() / masked.hidden_BN.sum().clamp(min=1)
 
 
-def region_means(
-    values_BN: Tensor, hidden_BN: Tensor, region_BN: Tensor, paths: int
-) -> tuple[Tensor, Tensor]:
+def region_means(values_BN: Tensor, hidden_BN: Tensor, region_BN: Tensor, paths: int) -> tuple[Tensor, Tensor]:
     """Unweighted means over the hidden slots of the paths and of the summary."""
     path_BN = hidden_BN & (region_BN <= paths)
     summary_BN = hidden_BN & (region_BN > paths)

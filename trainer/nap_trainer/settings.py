@@ -97,9 +97,7 @@ class TrainConfig:
         if (self.max_seconds is None) == (self.max_steps is None):
             raise UsageError("max_seconds: give it or max_steps, one of the two", field="max_seconds")
         if self.d_model % self.n_heads:
-            raise UsageError(
-                f"n_heads: {self.n_heads} does not divide d_model {self.d_model}", field="n_heads"
-            )
+            raise UsageError(f"n_heads: {self.n_heads} does not divide d_model {self.d_model}", field="n_heads")
         check_mix(self.patterns)
 
     @classmethod

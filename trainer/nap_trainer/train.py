@@ -75,9 +75,7 @@ def _tokenizer(init: Path | None, scratch: Path) -> tuple[Tokenizer, Path]:
     return build_word_tokenizer(vocabulary(), scratch), scratch
 
 
-def _table(
-    settings: TrainConfig, ranks: Ranks, tokenizer: Tokenizer, form: CanvasFormat, split: Split
-) -> CanvasTable:
+def _table(settings: TrainConfig, ranks: Ranks, tokenizer: Tokenizer, form: CanvasFormat, split: Split) -> CanvasTable:
     """This rank's share of the training problems, or the held-out ones."""
     began = time.monotonic()
     train = split == "train"

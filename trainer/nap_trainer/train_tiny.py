@@ -18,9 +18,7 @@ STARTED = time.monotonic()
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="nap_trainer.train_tiny", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="nap_trainer.train_tiny", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, help="YAML file (see examples/train)")
     parser.add_argument("--out", required=True, type=Path, help="folder for the model and train.jsonl")
     parser.add_argument("--state", type=Path, help="folder for the float32 copy (default: OUT/state)")

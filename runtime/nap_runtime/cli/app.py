@@ -30,9 +30,7 @@ _PIPE_CLOSED = 141
 def build_parser() -> Parser:
     """Every command and option."""
     root = Parser("nap", _ABOUT)
-    root.add_argument(
-        "--version", action="version", version=f"nap {__version__}", help="print the version and stop"
-    )
+    root.add_argument("--version", action="version", version=f"nap {__version__}", help="print the version and stop")
     root.group_of_commands()
     for module in (decode, trace, measure, evaluate, models, data, doctor):
         module.register(root)

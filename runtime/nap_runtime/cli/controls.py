@@ -85,9 +85,7 @@ def answers_without_paths(loaded: LoadedModel, results: Sequence[DecodeResult]) 
 def _summaries(loaded: LoadedModel, layout: CanvasLayout, records: Sequence[DecodeRecord]) -> list[str]:
     assert layout.summary is not None, "word problems have a summary"
     config, device = config_of(records[0]), next(loaded.model.parameters()).device
-    ids_BN = torch.stack([torch.from_numpy(layout.initial_ids(record.prompt_ids)) for record in records]).to(
-        device
-    )
+    ids_BN = torch.stack([torch.from_numpy(layout.initial_ids(record.prompt_ids)) for record in records]).to(device)
     sees = None
     if config.sync.sees != "full":
         sees = torch.from_numpy(layout.visible(config.sync.sees)).to(device)

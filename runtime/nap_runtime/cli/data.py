@@ -31,9 +31,7 @@ def register(root: Parser) -> None:
 
 def _words(args: argparse.Namespace) -> int:
     if args.split not in _SPLITS:
-        raise UsageError(
-            f"split: unknown value '{args.split}'; use one of {', '.join(_SPLITS)}", field="split"
-        )
+        raise UsageError(f"split: unknown value '{args.split}'; use one of {', '.join(_SPLITS)}", field="split")
     if args.out.is_dir():
         raise UsageError(f"out: {args.out} is a folder; give a file", field="out")
     from nap_runtime.models.files import atomic_path

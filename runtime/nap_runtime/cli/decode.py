@@ -37,16 +37,12 @@ _TRACE = "write the trace; with --file one a prompt, T.nap as T.0.nap, T.1.nap .
 def register(root: Parser) -> None:
     """Add the command."""
     parser = root.command("decode", _ABOUT, run)
-    parser.add_argument(
-        "prompt", metavar="PROMPT", nargs="?", help="a question (default: a held-out word problem)"
-    )
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="a question (default: a held-out word problem)")
     parser.add_argument("--file", type=Path, metavar="F.jsonl", help=_FILE)
     parser.add_argument("--gold", metavar="ANSWER", help="the right answer to PROMPT (default: unknown)")
     add_decode_options(parser)
     out = parser.add_argument_group("output")
-    out.add_argument(
-        "--json", action="store_true", help="one JSON object a prompt, one line each (default: off)"
-    )
+    out.add_argument("--json", action="store_true", help="one JSON object a prompt, one line each (default: off)")
     out.add_argument("--trace", type=Path, metavar="FILE", help=_TRACE)
     text = "print the resolved settings as YAML, for --config, and stop (default: off)"
     out.add_argument("--print-config", action="store_true", help=text)

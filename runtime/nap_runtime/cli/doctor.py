@@ -36,9 +36,7 @@ def register(root: Parser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    checks = [
-        _guarded(check) for check in (_python, _torch, _gpu, _ray, _ports, _memory, _shared_memory, _model)
-    ]
+    checks = [_guarded(check) for check in (_python, _torch, _gpu, _ray, _ports, _memory, _shared_memory, _model)]
     failed = any(check.state == "fail" for check in checks)
     if "json" in args:
         print(output.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}))
@@ -74,9 +72,7 @@ def _gpu() -> Check:
     if not torch.cuda.is_available():
         return Check("gpu", "note", "torch sees none; --device cpu works")
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return Check(
-        "gpu", "ok", ", ".join(f"{one.name} ({output.size_text(one.total_memory)})" for one in found)
-    )
+    return Check("gpu", "ok", ", ".join(f"{one.name} ({output.size_text(one.total_memory)})" for one in found))
 
 
 def _ray() -> Check:

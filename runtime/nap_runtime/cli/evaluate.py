@@ -48,9 +48,7 @@ def register(root: Parser) -> None:
     parser.add_argument("--neighbours", type=natural, default=20_000, metavar="N", help=text)
     add_decode_options(parser, without=("layout", "gen-length", "block-length"))
     parser.add_argument("--json", action="store_true", help="one JSON object (default: a table)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write a JSON line a problem (default: none)"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON line a problem (default: none)")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -129,9 +127,7 @@ def _progress(items: Iterable[Any], total: int, *, quiet: bool) -> Iterator[Iter
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    with Progress(
-        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
-    ) as bar:
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         yield bar.track(items, total=total)
 
 
@@ -165,9 +161,7 @@ def _report(
         "paths": [Share.of([vote[j] if vote else None for vote in votes], golds).to_json() for j in paths],
         "majority": Share.of([majority(vote) for vote in votes], golds).to_json(),
         "paths_masked": Share.of(masked, golds).to_json(),
-        "look_up": None
-        if copied is None
-        else {**Share.of(copied, golds).to_json(), "problems": args.neighbours},
+        "look_up": None if copied is None else {**Share.of(copied, golds).to_json(), "problems": args.neighbours},
         "config": settings.to_mapping(),
         "commit": output.commit(),
         "shows": _SHOWS,
@@ -185,9 +179,7 @@ def _text(report: dict[str, Any], settings: Settings) -> str:
     ]
     if report["look_up"] is not None:
         problems = report["look_up"]["problems"]
-        rows.append(
-            ("look-up", f"{_share(report['look_up'])}  the most similar of {problems} training problems")
-        )
+        rows.append(("look-up", f"{_share(report['look_up'])}  the most similar of {problems} training problems"))
     rows.append(("failures", f"{report['failed']} not decoded, {report['no_answer']} without an answer"))
     rows.append(("time", f"{report['seconds']:.1f} s"))
     return f"{output.align(rows)}\n\n{_SHOWS}"
@@ -195,9 +187,7 @@ def _text(report: dict[str, Any], settings: Settings) -> str:
 
 def _share(share: dict[str, Any]) -> str:
     low, high = share["interval"]
-    return (
-        f"{100 * share['share']:5.1f} %  [{100 * low:.1f}, {100 * high:.1f}]  {share['right']}/{share['n']}"
-    )
+    return f"{100 * share['share']:5.1f} %  [{100 * low:.1f}, {100 * high:.1f}]  {share['right']}/{share['n']}"
 
 
 def _write_lines(file: Path, problems: list[Problem], results: list[DecodeResult | None]) -> None:

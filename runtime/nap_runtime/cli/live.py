@@ -148,12 +148,8 @@ class LiveView(Observer):
         panels, owners = [], batch.task.plan.assignment.worker_of
         for path, block in enumerate(view.layout.paths):
             colour = COLOURS[owners[path] % len(COLOURS)]
-            title = (
-                f"path {path + 1} · worker {owners[path]}" if view.layout.summary is not None else "region"
-            )
-            panels.append(
-                Panel(view.text(block, colour), title=title, title_align="left", border_style=colour)
-            )
+            title = f"path {path + 1} · worker {owners[path]}" if view.layout.summary is not None else "region"
+            panels.append(Panel(view.text(block, colour), title=title, title_align="left", border_style=colour))
             grid.add_column(ratio=1)
         grid.add_row(*panels)
         return grid

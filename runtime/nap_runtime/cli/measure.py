@@ -79,9 +79,7 @@ def _measure_trace(data: bytes, k: int) -> tuple[dict[str, Any], ArnessReport]:
     record = DecodeRecord.from_bytes(data)
     verify(record)
     metrics = RunMetrics.of(record, RunMeters(workers=(), seconds=0.0, seconds_first_commit=0.0), k=k)
-    nfe = {
-        key: value for key, value in asdict(metrics.nfe).items() if key != "rows"
-    }  # rows are not in a trace
+    nfe = {key: value for key, value in asdict(metrics.nfe).items() if key != "rows"}  # rows are not in a trace
     staleness = metrics.sync.staleness
     values = {
         "kind": "trace",
@@ -128,9 +126,7 @@ def _table(report: ArnessReport) -> str:
     lines += [(name, "".join(f"{_cell(score, column):>11}" for column in _COLUMNS)) for name, score in rows]
     null = report.layout_null.content
     if len(report.paths) > 1 and null is not None:
-        lines.append(
-            ("layout alone", f"{'':>22}{output.number(null[0]):>11}{'':>22}{output.number(null[1]):>11}")
-        )
+        lines.append(("layout alone", f"{'':>22}{output.number(null[0]):>11}{'':>22}{output.number(null[1]):>11}"))
     return output.align(lines)
 
 

@@ -31,16 +31,12 @@ def register(root: Parser) -> None:
     info.add_argument("--json", action="store_true", help="one JSON object (default: a table)")
     make = group.command("make", _MAKE, _make)
     make.add_argument("--shape", required=True, metavar="SHAPE", help="see above (required)")
-    make.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)"
-    )
+    make.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)")
     make.add_argument("--seed", type=integer, default=0, metavar="S", help="of the weights (default: 0)")
     _add_dtype(make, f"precision to store (default: {_DEFAULT_DTYPE})")
     export = group.command("export", _EXPORT, _export)
     export.add_argument("model", metavar="nap-tiny|PATH")
-    export.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)"
-    )
+    export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)")
     _add_dtype(export, "precision to store (default: as stored)")
 
 

@@ -100,9 +100,7 @@ CANVAS = (
         "N",
     ),
     Option("summary-tokens", "slots of the summary", _model_default("summary_tokens", "32"), integer, "N"),
-    Option(
-        "gen-length", "slots of the region of layout plain", _model_default("gen_length", "128"), integer, "N"
-    ),
+    Option("gen-length", "slots of the region of layout plain", _model_default("gen_length", "128"), integer, "N"),
     Option("headers", "NAP's tags, the paper's wording, or a JSON file", "nap", metavar="nap|text|FILE"),
 )
 RULE = (
@@ -126,9 +124,7 @@ RULE = (
         _model_default("eos_weight", "1"),
         number,
     ),
-    Option(
-        "block-length", "slots of one block of rule blockwise", "32, or all slots where fewer", integer, "N"
-    ),
+    Option("block-length", "slots of one block of rule blockwise", "32, or all slots where fewer", integer, "N"),
     Option("threshold", "of rule threshold; not built yet", "none", number),
     Option("factor", "of rule factor; not built yet", "none", number),
     Option("cfg", "classifier-free guidance; not built yet", "none", number),

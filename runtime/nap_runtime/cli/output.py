@@ -107,9 +107,7 @@ def cost_rows(metrics: RunMetrics, settings: Settings) -> list[Row]:
     rows = [("sync", _sync(metrics, settings)), ("network", _network(metrics)), ("ARness", _arness(metrics))]
     rate = metrics.useful_tokens_per_second
     speed = "" if rate is None else f", {rate:.0f} content tokens/s"
-    time = (
-        f"first commit after {metrics.seconds_first_commit:.2f} s, all after {metrics.seconds:.2f} s{speed}"
-    )
+    time = f"first commit after {metrics.seconds_first_commit:.2f} s, all after {metrics.seconds:.2f} s{speed}"
     if settings.workers > 1:
         rows.insert(1, ("bytes", _bytes(metrics)))
     return [*rows, ("time", time)]

@@ -53,9 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def group_of_commands(self) -> None:
         """Make this a group: the next word is one of its commands."""
-        self._commands = self.add_subparsers(
-            metavar="COMMAND", required=True, title="commands", dest="command"
-        )
+        self._commands = self.add_subparsers(metavar="COMMAND", required=True, title="commands", dest="command")
 
     def command(self, name: str, about: str, run: Run | None = None) -> Parser:
         """Add a command; without `run`, a group of commands."""
@@ -79,13 +77,9 @@ class Parser(argparse.ArgumentParser):
         """Turn argparse's messages into one line of ours."""
         wrong = re.match(r"argument COMMAND: invalid choice: '([^']*)'", message)
         if wrong:
-            raise CommandError(
-                f"{wrong[1]}: unknown command{suggest(wrong[1], self.commands())}", prog=self.prog
-            )
+            raise CommandError(f"{wrong[1]}: unknown command{suggest(wrong[1], self.commands())}", prog=self.prog)
         if message.startswith("the following arguments are required: COMMAND"):
-            raise CommandError(
-                f"a command is missing; use one of {', '.join(self.commands())}", prog=self.prog
-            )
+            raise CommandError(f"a command is missing; use one of {', '.join(self.commands())}", prog=self.prog)
         message = re.sub(r"^the following arguments are required: (.*)$", r"\1: missing; see --help", message)
         raise CommandError(re.sub(r"^argument ", "", message), prog=self.prog)
 

@@ -26,9 +26,7 @@ def open_card(settings: Settings) -> ModelCard:
     """
     folder = settings.model_folder
     if folder is not None and not folder.is_dir():
-        raise UsageError(
-            f"model: {settings.model} is no folder; give a checkpoint folder or nap-tiny", field="model"
-        )
+        raise UsageError(f"model: {settings.model} is no folder; give a checkpoint folder or nap-tiny", field="model")
     from nap_runtime.api import check_device
     from nap_runtime.models.loading import read_card
 

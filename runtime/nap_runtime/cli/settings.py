@@ -46,9 +46,7 @@ class Settings:
         for name, allowed in (("device", DEVICES), ("dtype", DTYPES)):
             value = getattr(self, name)
             if value not in allowed:
-                raise UsageError(
-                    f"{name}: unknown value '{value}'; use one of {', '.join(allowed)}", field=name
-                )
+                raise UsageError(f"{name}: unknown value '{value}'; use one of {', '.join(allowed)}", field=name)
         for name in ("workers", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -137,9 +135,7 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     """Keys in their own order, one a line; lists in one line."""
     import yaml
 
-    return str(
-        yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
-    )
+    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
 
 
 def sync_keys() -> tuple[str, ...]:

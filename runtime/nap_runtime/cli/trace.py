@@ -50,9 +50,7 @@ def register(root: Parser) -> None:
     verify = group.command("verify", _VERIFY, _verify)
     verify.add_argument("file", metavar="FILE", type=Path)
     verify.add_argument("--model", metavar="M", help="decode again with this model (default: do not)")
-    verify.add_argument(
-        "--dtype", metavar="|".join(DTYPES), help="precision to decode in again (default: float32)"
-    )
+    verify.add_argument("--dtype", metavar="|".join(DTYPES), help="precision to decode in again (default: float32)")
     export = group.command("export", _EXPORT, _export)
     export.add_argument("file", metavar="FILE", type=Path)
     export.add_argument("--format", metavar="|".join(_FORMATS), default="json", help="(default: json)")
@@ -219,9 +217,7 @@ def _rerun(record: DecodeRecord, card: ModelCard, settings: Settings) -> DecodeR
 
 def _export(args: argparse.Namespace) -> int:
     if args.format not in _FORMATS:
-        raise UsageError(
-            f"format: unknown value '{args.format}'; use one of {', '.join(_FORMATS)}", field="format"
-        )
+        raise UsageError(f"format: unknown value '{args.format}'; use one of {', '.join(_FORMATS)}", field="format")
     record = _verified(args.file)
     print({"json": _json, "csv": _csv, "order": _order}[args.format](record), end="")
     return 0
@@ -253,9 +249,7 @@ def _csv(record: DecodeRecord) -> str:
     for delta in record.deltas:
         for at, token, score in zip(delta.positions, delta.ids, delta.log_confidence, strict=True):
             confidence = f"{float(np.exp(score)):.6g}"
-            writer.writerow(
-                (delta.step, delta.worker, int(at), int(token), confidence, delta.kind.name.lower())
-            )
+            writer.writerow((delta.step, delta.worker, int(at), int(token), confidence, delta.kind.name.lower()))
     return text.getvalue()
 
 

@@ -37,8 +37,9 @@ def log_confidence(kind: Confidence, logits_BSV: Tensor, ids_BS: Tensor) -> Tens
     if kind == "max-prob":
         return _log_prob(logits_BSV, ids_BS)
     if kind == "margin":
-        top_BS2 = logits_BSV.softmax(-1).topk(2, dim=-1).values
-        return (top_BS2[..., 0] - top_BS2[..., 1]).log().clamp_min(LOWEST)
+        top = logits_BSV.topk(2, dim=-1)  # log(p₁ − p₂) = log p₁ + log(1 − p₂/p₁)
+        gap_BS = top.values[..., 1] - top.values[..., 0]
+        return (_log_prob(logits_BSV, top.indices[..., 0]) + torch.log1p(-gap_BS.exp())).clamp_min(LOWEST)
     log_p_BSV = logits_BSV.log_softmax(-1)
     return torch.where(log_p_BSV > LOWEST, log_p_BSV.exp() * log_p_BSV, 0.0).sum(-1)
 

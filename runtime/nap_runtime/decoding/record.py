@@ -18,7 +18,7 @@ import numpy.typing as npt
 from nap_runtime.decoding.layout import CanvasLayout, Ids
 from nap_runtime.decoding.placement import Assignment
 from nap_runtime.decoding.state import Kind
-from nap_runtime.errors import RecordError, UsageError
+from nap_runtime.errors import RecordError
 
 VERSION = 1
 MAX_BYTES = 64 << 20
@@ -69,7 +69,7 @@ class CanvasDelta:
                 ids=tokens["id"].astype(np.int64),
                 log_confidence=confidence,
             )
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise RecordError(f"trace: malformed delta ({error})") from error
 
 
@@ -215,7 +215,7 @@ class DecodeRecord:
                 forwards=tuple(tuple(steps) for steps in values["forwards"]),
                 final_ids=np.frombuffer(values["final_ids"], dtype="<u4").astype(np.int64),
             )
-        except (KeyError, TypeError, ValueError, UsageError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise RecordError(f"trace: malformed ({error})") from error
 
 

@@ -88,8 +88,8 @@ class LayerKeys:
         self._send[0, ..., : len(mine), :] = k_BGRE
         self._send[1, ..., : len(mine), :] = v_BGRE
         self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
-        for rank, rows in enumerate(self._shares.rows):
-            self._store.write(layer, rows, self._recv[rank, 0, ..., : len(rows), :], self._recv[rank, 1, ..., : len(rows), :])
+        for (k_peer, v_peer), rows in zip(self._recv, self._shares.rows, strict=True):
+            self._store.write(layer, rows, k_peer[..., : len(rows), :], v_peer[..., : len(rows), :])
         return grouped_sdpa(q_BHRE, self._store.k_LBGNE[layer], self._store.v_LBGNE[layer], self._mask_RN)
 
 
@@ -117,14 +117,14 @@ class Partials:
         shared_keys: Sequence[int],
         mask_RN: Tensor,
     ) -> None:
-        device = store.k_LBGNE.device
-        place = {row: index for index, row in enumerate(rows)}
-        self._wire, self._store = wire, store
-        self._rows_R, keys = _indices([rows, [*own_keys, *(shared_keys if wire.comm.rank == 0 else ())]], device)
-        self._keys_M = keys
-        self._own_R, self._shared_R = _indices([[place[r] for r in own], [i for r, i in place.items() if r not in {*own}]], device)
-        self._mask_RN = mask_RN
-        self._buffers: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        mine = set(own)
+        counted = [*own_keys, *(shared_keys if wire.comm.rank == 0 else ())]
+        own_at = [index for index, row in enumerate(rows) if row in mine]
+        shared_at = [index for index, row in enumerate(rows) if row not in mine]
+        self._wire, self._store, self._mask_RN = wire, store, mask_RN
+        self._rows_R, self._keys_M, self._own_R, self._shared_R = _indices(
+            [rows, counted, own_at, shared_at], store.k_LBGNE.device
+        )
 
     def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
         """Store, attend locally for own rows, merge partial attention for shared rows."""
@@ -179,7 +179,12 @@ class CandidateExchange:
     """
 
     def __init__(
-        self, wire: Wire, slots_by_worker: Sequence[Sequence[int]], slots: Sequence[int], batch: int, device: torch.device
+        self,
+        wire: Wire,
+        slots_by_worker: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        batch: int,
+        device: torch.device,
     ) -> None:
         place = {slot: index for index, slot in enumerate(slots)}
         self._shares = _RowShares(wire, [[place[s] for s in mine] for mine in slots_by_worker], device)

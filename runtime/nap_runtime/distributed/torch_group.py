@@ -49,9 +49,7 @@ class TorchCommunicator:
         WorkerError: the group could not be formed.
     """
 
-    def __init__(
-        self, store: Store, *, rank: int, world: int, device: torch.device, timeout: timedelta
-    ) -> None:
+    def __init__(self, store: Store, *, rank: int, world: int, device: torch.device, timeout: timedelta) -> None:
         self.rank, self.world, self._device = rank, world, device
         cuda = device.type == "cuda"
         try:

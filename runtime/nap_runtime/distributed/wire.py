@@ -31,9 +31,10 @@ class Clock:
     @staticmethod
     def seconds(start: Mark, stop: Mark) -> float:
         """From one mark to another; on a GPU only after its stream has passed both."""
-        if isinstance(start, float) or isinstance(stop, float):
-            assert isinstance(start, float) and isinstance(stop, float)
+        if isinstance(start, float):
+            assert isinstance(stop, float)
             return stop - start
+        assert isinstance(stop, torch.cuda.Event)
         return float(start.elapsed_time(stop)) / 1e3
 
 

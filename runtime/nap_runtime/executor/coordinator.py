@@ -133,9 +133,7 @@ class Coordinator:
         for layout, group in waiting.items():
             yield _batch(group, layout, config, assignment)
 
-    def run(
-        self, batch: Batch, observer: Observer, cancelled: Callable[[], bool]
-    ) -> list[DecodeResult | JobFailure]:
+    def run(self, batch: Batch, observer: Observer, cancelled: Callable[[], bool]) -> list[DecodeResult | JobFailure]:
         """Decode one batch that is laid out already.
 
         Raises:
@@ -182,8 +180,10 @@ class Coordinator:
         return self._read(job, record, meters)
 
     def _read(self, job: DecodeJob, record: DecodeRecord, meters: RunMeters) -> DecodeResult:
-        texts = [self.text(record.final_ids[block.slots.start : block.slots.stop], block.end_ids)
-                 for block in record.layout.blocks]
+        texts = [
+            self.text(record.final_ids[block.slots.start : block.slots.stop], block.end_ids)
+            for block in record.layout.blocks
+        ]
         summary = texts[-1]
         answer = extract_boxed(summary)
         source = "summary" if record.layout.summary is not None else "region"

@@ -224,6 +224,9 @@ class RayExecutor:
 def _connect(cluster: ClusterOptions, workers: int) -> bool:
     """Join a cluster, or start a local one. Returns whether it is ours to stop."""
     if ray.is_initialized():
+        joined = ray.get_runtime_context().gcs_address
+        if cluster.address not in (None, joined):
+            raise UsageError(f"ray: this process is on the cluster {joined}, not {cluster.address}", field="address")
         return False
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     address = cluster.address or os.environ.get("RAY_ADDRESS")

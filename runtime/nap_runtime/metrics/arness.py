@@ -207,9 +207,7 @@ def local_arness(order: DecodeOrder, k: int) -> float:
     return hits / len(index)
 
 
-def _local_chance(
-    position: int, at: int, steps: Sequence[tuple[int, ...]], index: dict[int, int], k: int
-) -> float:
+def _local_chance(position: int, at: int, steps: Sequence[tuple[int, ...]], index: dict[int, int], k: int) -> float:
     """Probability that the k commits before `position` are those of the k positions to its left.
 
     Walking back through the steps, each must hold none but wanted positions at the end of its order: in its
@@ -245,9 +243,7 @@ class _StepCounts:
         steps = np.unique(order.step[order.committed])
         shape = (len(steps), int(order.pool.max()) + 1)
         taken, last_masked = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        at = (
-            np.searchsorted(steps, order.step, side="right") - 1
-        )  # the last commits before which it was masked
+        at = np.searchsorted(steps, order.step, side="right") - 1  # the last commits before which it was masked
         np.add.at(taken, (at[order.committed], order.pool[order.committed]), 1)
         np.add.at(last_masked, (at[at >= 0], order.pool[at >= 0]), 1)
         return cls(np.cumsum(last_masked[::-1], axis=0)[::-1], taken)

@@ -117,9 +117,7 @@ class DecodeOrder:
         return cls._of(layout, step=np.concatenate(steps), committed=every, content=every, by_block=True)
 
     @classmethod
-    def _of(
-        cls, layout: CanvasLayout, *, step: Ids, committed: Flags, content: Flags, by_block: bool
-    ) -> DecodeOrder:
+    def _of(cls, layout: CanvasLayout, *, step: Ids, committed: Flags, content: Flags, by_block: bool) -> DecodeOrder:
         region = np.repeat(np.arange(len(layout.blocks)), [len(block.slots) for block in layout.blocks])
         return cls(
             positions=np.array(layout.slots, dtype=np.int64),
@@ -156,9 +154,7 @@ class DecodeOrder:
         if not done.any():
             raise RecordError("order: steps: nothing is committed")
         zero = np.zeros(len(positions), dtype=np.int64)
-        return cls(
-            positions=positions, step=step, committed=done, content=done, region=zero, pool=zero, n_paths=1
-        )
+        return cls(positions=positions, step=step, committed=done, content=done, region=zero, pool=zero, n_paths=1)
 
     @classmethod
     def from_json(cls, text: str) -> DecodeOrder:
@@ -246,9 +242,7 @@ def _from_object(values: dict[str, Any]) -> DecodeOrder:
     if _is_index(slots) and slots <= MAX_CANVAS:
         slots = list(range(slots))
     if not _is_index_list(slots) or len(set(slots)) != len(slots):
-        raise RecordError(
-            f"order: slots: neither a number up to {MAX_CANVAS} nor a list of positions, each once"
-        )
+        raise RecordError(f"order: slots: neither a number up to {MAX_CANVAS} nor a list of positions, each once")
     if not isinstance(steps, list):
         raise RecordError("order: steps: not a list with one list of positions a step")
     for number, positions in enumerate(steps):

@@ -37,13 +37,9 @@ def _check_frame(record: DecodeRecord, by_block: bool) -> UnmaskingSchedule:
     """Layout, prompt, config, assignment and steps fit one another; returns the schedule they ask for."""
     config, layout = config_of(record), record.layout
     if (config.layout, config.n_paths) != (layout.kind, layout.n_paths):
-        raise RecordError(
-            f"trace: its layout is not the '{config.layout}' of {config.n_paths} paths of its config"
-        )
+        raise RecordError(f"trace: its layout is not the '{config.layout}' of {config.n_paths} paths of its config")
     if len(record.prompt_ids) != layout.prompt_tokens:
-        raise RecordError(
-            f"trace: {len(record.prompt_ids)} prompt ids, the layout has {layout.prompt_tokens}"
-        )
+        raise RecordError(f"trace: {len(record.prompt_ids)} prompt ids, the layout has {layout.prompt_tokens}")
     if len(record.assignment.worker_of) != layout.n_paths:
         assigned = len(record.assignment.worker_of)
         raise RecordError(f"trace: the assignment has {assigned} paths where the layout has {layout.n_paths}")

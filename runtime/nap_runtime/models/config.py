@@ -62,9 +62,7 @@ class ModelConfig:
 
     def _check_shape(self) -> None:
         if self.n_heads % self.n_kv_heads:
-            raise ModelError(
-                f"model config: n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}"
-            )
+            raise ModelError(f"model config: n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2:
             raise ModelError(f"model config: head_dim {self.head_dim} must be even (rotary embedding)")
         if self.rope_theta <= 0 or self.norm_eps <= 0:
@@ -75,9 +73,7 @@ class ModelConfig:
         ids |= {f"end_ids[{i}]": end_id for i, end_id in enumerate(self.end_ids)}
         for name, token in ids.items():
             if token is not None and not 0 <= token < self.vocab_size:
-                raise ModelError(
-                    f"model config: {name} {token} is outside the vocabulary 0..{self.vocab_size - 1}"
-                )
+                raise ModelError(f"model config: {name} {token} is outside the vocabulary 0..{self.vocab_size - 1}")
 
     @property
     def n_params(self) -> int:

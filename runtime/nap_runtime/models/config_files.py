@@ -104,9 +104,7 @@ def read_config(path: Path) -> ModelConfig:
     try:
         raw = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(
-            f"{source} does not exist: give a model folder (config.json + safetensors)"
-        ) from None
+        raise ModelError(f"{source} does not exist: give a model folder (config.json + safetensors)") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"{source} cannot be read as JSON: {error}") from None
     if not isinstance(raw, dict):
@@ -114,9 +112,7 @@ def read_config(path: Path) -> ModelConfig:
     model_type = str(raw.get("model_type"))
     if model_type.lower() not in _READERS:
         accepted = "'llada', 'Dream' or 'nap'"
-        raise ModelError(
-            f"{source}: field 'model_type' is {raw.get('model_type')!r}: accepted are {accepted}"
-        )
+        raise ModelError(f"{source}: field 'model_type' is {raw.get('model_type')!r}: accepted are {accepted}")
     return _READERS[model_type.lower()](Fields(raw, source))
 
 

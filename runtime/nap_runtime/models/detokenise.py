@@ -17,7 +17,7 @@ def join_words(tokens: Sequence[str]) -> str:
     """Join tokens (words, single digits, single signs) into a line of text.
 
     The tokens do not keep the spaces of their source, so the rules choose the usual spelling:
-    "$50", "20%", "1,250.50", "twenty-five", "5 - 3 = 2", "x = -2", "\\boxed{40}".
+    "$50", "20%", "1,250", "twenty-five", "5 - 3 = 2", "x = -2", "\\boxed{40}".
     """
     pieces: list[str] = []
     open_quote = False
@@ -41,13 +41,11 @@ def _glued(tokens: Sequence[str], index: int, open_quote: bool) -> bool:
 
 
 def _digit_glued(tokens: Sequence[str], index: int) -> bool:
-    """A digit joins a digit, a decimal point, a thousands comma, a sign."""
+    """A digit joins a digit, a thousands comma, a sign; a point ends a sentence, as these texts hold integers only."""
     left = tokens[index - 1]
     if left.isdigit():
         return True
     after_digit = index >= 2 and tokens[index - 2].isdigit()
-    if left == "." and after_digit:
-        return True
     if left == "," and after_digit:
         return _digits_from(tokens, index) == _THOUSANDS
     return left == "-" and _is_sign(tokens, index - 1)

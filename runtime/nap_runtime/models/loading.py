@@ -66,9 +66,7 @@ def resolve_model(path_or_name: str | Path) -> Path:
     if path.is_dir():
         return path
     if bundled:
-        raise ModelError(
-            f"the bundled model {path_or_name!r} is not installed ({path}): reinstall nap-runtime"
-        )
+        raise ModelError(f"the bundled model {path_or_name!r} is not installed ({path}): reinstall nap-runtime")
     known = ", ".join(BUNDLED)
     raise ModelError(f"model {str(path_or_name)!r} is no folder: give a checkpoint folder or {known}")
 

@@ -108,9 +108,7 @@ def _layer_parts(config: ModelConfig, names: _Names, layer: int) -> Iterator[Par
     yield from _fused(names.qkv, f"layers.{layer}.attn.qkv", widths, d_model, layer, bias=config.qkv_bias)
     yield one(names.out, "attn.out", (d_model, q_width))
     yield one(names.mlp_norm, "mlp_norm", (d_model,))
-    yield from _fused(
-        names.gate_up, f"layers.{layer}.mlp.gate_up", (config.d_ff,) * 2, d_model, layer, bias=False
-    )
+    yield from _fused(names.gate_up, f"layers.{layer}.mlp.gate_up", (config.d_ff,) * 2, d_model, layer, bias=False)
     yield one(names.down, "mlp.down", (d_model, config.d_ff))
 
 

@@ -15,7 +15,6 @@ from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.tokenizer import Tokenizer
 
-
 _Blocks = tuple[tuple[int, ...], ...]  # ids of each block, the summary's last
 
 
@@ -57,6 +56,8 @@ def resolve(config: DecodeConfig, defaults: DecodeDefaults) -> DecodeConfig:
             changes[name] = getattr(defaults, name)
     if nap and config.headers is None:
         changes["headers"] = "nap"
+    if nap and isinstance(config.path_tokens, tuple):
+        changes["paths"] = config.n_paths
     changes["sync"] = replace(config.sync, topology=config.sync.sees)
     return replace(config, **changes)
 
@@ -100,7 +101,7 @@ def _texts(config: DecodeConfig, newline: str) -> _Texts:
 
 
 def _texts_from_file(file: Path, paths: int) -> _Texts:
-    """`{"paths": [header, …], "summary": header, "path_ends": [tag, …], "summary_end": tag}`; the ends may be left out."""
+    """`{"paths": [header, …], "summary": header, "path_ends": [tag, …], "summary_end": tag}`; ends are optional."""
     try:
         values = json.loads(file.read_text())
         headers = (*map(str, values["paths"]), str(values["summary"]))
@@ -114,9 +115,7 @@ def _texts_from_file(file: Path, paths: int) -> _Texts:
             f'headers: {file}: not {{"paths": [...], "summary": "..."}} ({error})', field="headers"
         ) from error
     if len(headers) != paths + 1 or len(ends) != paths + 1:
-        raise UsageError(
-            f"headers: {file} has {len(headers) - 1} path headers, the canvas {paths}", field="headers"
-        )
+        raise UsageError(f"headers: {file} has {len(headers) - 1} path headers, the canvas {paths}", field="headers")
     return _Texts(headers=headers, ends=ends)
 
 
@@ -127,10 +126,7 @@ def build_layout(card: ModelCard, config: DecodeConfig, prompt_tokens: int) -> C
         UsageError: the canvas is longer than the model's context, or a header is empty.
     """
     model = card.config
-    if config.layout == "plain":
-        layout = _plain(config, model, prompt_tokens)
-    else:
-        layout = _nap(card, config, prompt_tokens)
+    layout = _plain(config, model, prompt_tokens) if config.layout == "plain" else _nap(card, config, prompt_tokens)
     if layout.size > model.max_positions:
         raise UsageError(
             f"prompt: with {prompt_tokens} prompt tokens the canvas has {layout.size} positions; "
@@ -155,11 +151,7 @@ def _plain(config: DecodeConfig, model: ModelConfig, prompt_tokens: int) -> Canv
 
 
 def _nap(card: ModelCard, config: DecodeConfig, prompt_tokens: int) -> CanvasLayout:
-    budgets = (
-        config.path_tokens
-        if isinstance(config.path_tokens, tuple)
-        else (config.path_tokens,) * config.n_paths
-    )
+    budgets = config.path_tokens if isinstance(config.path_tokens, tuple) else (config.path_tokens,) * config.n_paths
     headers: _Blocks
     ends: _Blocks
     if card.tokenizer is None:

@@ -108,9 +108,7 @@ def shape_config(shape: str, **overrides: Any) -> ModelConfig:
         raise UsageError(f"model shape field {unknown[0]!r} is unknown", field="shape") from None
 
 
-def random_part(
-    part: Part, config: ModelConfig, *, seed: int, dtype: torch.dtype, scale: float = 1.0
-) -> Tensor:
+def random_part(part: Part, config: ModelConfig, *, seed: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """The random weights of one checkpoint tensor: the same bits in whatever order parts are made.
 
     Matrices N(0, 0.02 · scale), those that write into the residual stream narrower by √(2L); norms

@@ -213,9 +213,7 @@ def _load_pretrained(path: Path) -> Any:
         return _quietly(transformers, loader, path)
     except Exception as error:  # transformers raises many kinds for a broken folder
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{path}: its tokenizer cannot be loaded ({reason}): check the tokenizer files"
-        ) from None
+        raise ModelError(f"{path}: its tokenizer cannot be loaded ({reason}): check the tokenizer files") from None
 
 
 def _quietly(transformers: Any, loader: Any, path: Path) -> Any:

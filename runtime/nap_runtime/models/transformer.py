@@ -48,9 +48,7 @@ class KVStore:
     ) -> Self:
         """Zeroed buffers for ``batch`` canvases of ``positions`` tokens."""
         shape = (config.n_layers, batch, config.n_kv_heads, positions, config.head_dim)
-        return cls(
-            torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
-        )
+        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
     @property
     def nbytes(self) -> int:
@@ -259,9 +257,7 @@ class DiffusionTransformer(nn.Module):
         weight_VD = self.embed.weight if self.config.tied_head else self.head.weight
         return F.linear(hidden_BRD, weight_VD)
 
-    def forward(
-        self, ids_BN: Tensor, attn_mask: Tensor | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, ids_BN: Tensor, attn_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Logits of a whole canvas, logits_BNV: the reference and the training path.
 
         ``attn_mask``: boolean, True where a row sees a key, broadcastable to [B, H, N, N].

@@ -49,15 +49,11 @@ def weight_files(path: Path) -> list[Path]:
         missing = [name for name in names if not (path / name).is_file()]
         if missing:
             count = f"{len(missing)} of {len(names)} shards"
-            raise ModelError(
-                f"{path / missing[0]} does not exist ({count} missing): copy it from the checkpoint"
-            )
+            raise ModelError(f"{path / missing[0]} does not exist ({count} missing): copy it from the checkpoint")
         return [path / name for name in names]
     if (path / SINGLE_NAME).is_file():
         return [path / SINGLE_NAME]
-    raise ModelError(
-        f"{path} holds neither {SINGLE_NAME} nor {INDEX_NAME}: give a folder with safetensors weights"
-    )
+    raise ModelError(f"{path} holds neither {SINGLE_NAME} nor {INDEX_NAME}: give a folder with safetensors weights")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -82,18 +78,14 @@ def locate_tensors(path: Path) -> dict[str, Path]:
     return places
 
 
-def check_tensors(
-    path: Path, parts: Sequence[Part], may_ignore: Callable[[str], bool]
-) -> dict[Path, list[Part]]:
+def check_tensors(path: Path, parts: Sequence[Part], may_ignore: Callable[[str], bool]) -> dict[Path, list[Part]]:
     """The parts of each file, after checking that exactly the expected tensors are there."""
     places = locate_tensors(path)
     expected = {part.name for part in parts}
     missing = [part.name for part in parts if part.name not in places]
     if missing:
         total = f"{len(missing)} of {len(parts)} tensors missing"
-        raise ModelError(
-            f"{path}: tensor {missing[0]!r} is missing ({total}): config.json and weights do not match"
-        )
+        raise ModelError(f"{path}: tensor {missing[0]!r} is missing ({total}): config.json and weights do not match")
     extra = sorted(name for name in places if name not in expected and not may_ignore(name))
     if extra:
         where = places[extra[0]].name
@@ -110,13 +102,9 @@ def read_part(opened: Any, file: Path, part: Part) -> Tensor:
     shape, dtype = tuple(header.get_shape()), header.get_dtype()
     if shape != part.shape:
         expected = f"{list(part.shape)} expected from config.json"
-        raise ModelError(
-            f"{file}: tensor {part.name!r} has shape {list(shape)}, {expected}: fix one of the two"
-        )
+        raise ModelError(f"{file}: tensor {part.name!r} has shape {list(shape)}, {expected}: fix one of the two")
     if dtype not in _FLOAT_DTYPES:
-        raise ModelError(
-            f"{file}: tensor {part.name!r} is {dtype}: only float weights load, use an unquantised model"
-        )
+        raise ModelError(f"{file}: tensor {part.name!r} is {dtype}: only float weights load, use an unquantised model")
     return opened.get_tensor(part.name)  # type: ignore[no-any-return]
 
 

@@ -81,9 +81,7 @@ class Outcome:
 class BlockWorker:
     """A denoiser on one device, in a group. Kept warm between tasks."""
 
-    def __init__(
-        self, denoiser: Denoiser, comm: Communicator, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, comm: Communicator, *, dtype: torch.dtype, device: torch.device) -> None:
         self.denoiser, self.comm, self.dtype, self.device = denoiser, comm, dtype, device
 
     def run(
@@ -114,9 +112,7 @@ class _Run:
         self.wire = Wire(worker.comm, Clock(worker.device))
         initial = [self.layout.initial_ids(prompt) for prompt in task.prompts]
         self.state = CanvasState.start(self.layout, initial, worker.device)
-        self.resources = Resources(
-            task.plan, worker.denoiser.config, self.wire, self.state, dtype=worker.dtype
-        )
+        self.resources = Resources(task.plan, worker.denoiser.config, self.wire, self.state, dtype=worker.dtype)
         self.reporter = Reporter(
             self.state,
             worker=self.rank,
@@ -202,7 +198,9 @@ class _Run:
 
     def _talks(self, step: Step) -> bool:
         """Whether a step has an exchange inside: layer by layer, or of candidates."""
-        return step.layerwise is not Layerwise.NOTHING or (step.canvas is not None and self.wire.comm.world > 1)
+        return step.layerwise is not Layerwise.NOTHING or (
+            step.canvas is not None and step.step > 0 and self.wire.comm.world > 1
+        )
 
     def _extra_rows(self, step: Step, rows: int) -> int:
         """Rows that only a sync or a refresh asks for."""
@@ -253,9 +251,7 @@ class _Run:
     ) -> None:
         """Pick the quota of a region, commit it, and close the blocks that are done. A plain region never closes."""
         config, positions_S = self.config, region.positions_S
-        ranks_BS = rules.rank_scores(
-            config.picks_by, scores_BS, positions_S=positions_S, seed=config.seed, step=step
-        )
+        ranks_BS = rules.rank_scores(config.picks_by, scores_BS, positions_S=positions_S, seed=config.seed, step=step)
         block = (config.block_length or min(32, len(positions_S))) if config.picks_by == "blockwise" else None
         picked_BS = rules.pick(ranks_BS, self.state.masked[:, positions_S], quota, block_length=block)
         self.state.commit(positions_S, picked_BS, ids_BS, scores_BS, step)
@@ -280,11 +276,9 @@ class _Run:
         weight = 1.0 if config.eos_weight is None else config.eos_weight
         return ids_BS, confidence.weigh_ends(scores_BS, ids_BS, self.resources.text_ends_E, weight)
 
-    def _gather_candidates(
-        self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _gather_candidates(self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates of a region that several workers score."""
-        if self.wire.comm.world == 1:
+        if self.wire.comm.world == 1 or step.step == 0:  # at the first step every worker computes the whole canvas
             return self._candidates(step, slots, hidden_BRD)
         wanted = set(slots)
         mine = tuple(slot for slot in self.resources.partition[self.rank] if slot in wanted)

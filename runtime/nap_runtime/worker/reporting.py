@@ -64,7 +64,13 @@ class Reporter:
 
     def _copy(self, step: int, cuda: bool) -> tuple[int, dict[str, Tensor], torch.cuda.Event | None]:
         state, at = self._state, self._positions_S
-        fields = {"ids": state.ids, "step": state.step, "kind": state.kind, "score": state.score, "masked": state.masked}
+        fields = {
+            "ids": state.ids,
+            "step": state.step,
+            "kind": state.kind,
+            "score": state.score,
+            "masked": state.masked,
+        }
         if not cuda:
             return step, {name: tensor[:, at] for name, tensor in fields.items()}, None
         copies = {}

@@ -48,18 +48,14 @@ class Resources:
         dtype: of the K/V store.
     """
 
-    def __init__(
-        self, plan: Plan, model: ModelConfig, wire: Wire, state: CanvasState, *, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, plan: Plan, model: ModelConfig, wire: Wire, state: CanvasState, *, dtype: torch.dtype) -> None:
         self._plan, self._layout, self._assignment = plan, plan.layout, plan.assignment
         self.text_ends_E = torch.tensor(model.end_ids, device=state.ids.device)
         self._wire, self._state = wire, state
         self._rank, self._workers = wire.comm.rank, range(wire.comm.world)
         self._device, self._shift = state.ids.device, int(model.shifted_logits)
         batch, positions = state.ids.shape
-        self._store = KVStore.allocate(
-            model, batch=batch, positions=positions, dtype=dtype, device=self._device
-        )
+        self._store = KVStore.allocate(model, batch=batch, positions=positions, dtype=dtype, device=self._device)
         self._computed: dict[tuple[Rows, Layerwise], ComputedRows] = {}
         self._scored: dict[tuple[Rows, tuple[int, ...]], ScoredSlots] = {}
         self._candidates: dict[tuple[int, ...], CandidateExchange] = {}

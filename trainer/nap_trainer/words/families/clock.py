@@ -25,8 +25,7 @@ FAMILIES = (
         name="training",
         numbers={"rest": steps(2, 5), "km": steps(2, 12), "weeks": steps(2, 12)},
         asks=(
-            "{name} runs {km} km each day but rests {rest} days a week. How many km does {name} run in "
-            "{weeks} weeks?",
+            "{name} runs {km} km each day but rests {rest} days a week. How many km does {name} run in {weeks} weeks?",
             "In each week {name} has {rest} days of rest and walks {km} km on all other days. How far is "
             "that in {weeks} weeks?",
         ),
@@ -45,8 +44,7 @@ FAMILIES = (
             "date": lambda n, d: steps(2, d - 1),
         },
         asks=(
-            "Today is day {day} of a month with {month} days. How many days is it until day {date} of the "
-            "next month?",
+            "Today is day {day} of a month with {month} days. How many days is it until day {date} of the next month?",
             "{name} leaves on day {day} of a month that has {month} days and comes home on day {date} of the "
             "next one. How many days is that?",
         ),
@@ -63,8 +61,7 @@ FAMILIES = (
         asks=(
             "{name} is {age} years old and {other} is {older} years older. What is the sum of their ages in "
             "{years} years?",
-            "{other} is {older} years older than {name}, who is {age}. How old are they together in {years} "
-            "years?",
+            "{other} is {older} years older than {name}, who is {age}. How old are they together in {years} years?",
         ),
         answer=lambda a, d, n: 2 * (a + n) + d,
         methods={
@@ -81,8 +78,7 @@ FAMILIES = (
             "later": lambda a, k: steps(a + 1, a + 30),
         },
         asks=(
-            "{name} is {age} years old. The mother is {times} times as old. How old is she when {name} is "
-            "{later}?",
+            "{name} is {age} years old. The mother is {times} times as old. How old is she when {name} is {later}?",
             "A child is {age}, and the father of the child is {times} times as old. How old is he when the "
             "child is {later} years old?",
         ),

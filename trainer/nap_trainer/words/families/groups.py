@@ -80,8 +80,7 @@ FAMILIES = (
             "total": lambda a, b: steps(2 * (a + b), min(30 * (a + b), 300), a + b),
         },
         asks=(
-            "{name} and {other} share {total} {things} in the ratio {first} to {second}. How many does "
-            "{other} get?",
+            "{name} and {other} share {total} {things} in the ratio {first} to {second}. How many does {other} get?",
             "For each {first} {things} that {name} gets, {other} gets {second}. There are {total} in all. "
             "How many does {other} get?",
         ),
@@ -147,10 +146,8 @@ FAMILIES = (
         name="legs",
         numbers={"heads": steps(4, 40), "legs": lambda h: steps(2 * h + 2, 4 * h - 2, 2)},
         asks=(
-            "There are cows and hens on a farm with {heads} heads and {legs} legs in all. How many cows are "
-            "there?",
-            "{name} counts {heads} heads and {legs} legs of dogs and birds in a park. How many dogs are "
-            "there?",
+            "There are cows and hens on a farm with {heads} heads and {legs} legs in all. How many cows are there?",
+            "{name} counts {heads} heads and {legs} legs of dogs and birds in a park. How many dogs are there?",
         ),
         answer=lambda h, n: n // 2 - h,
         methods={
@@ -169,8 +166,7 @@ FAMILIES = (
         asks=(
             "{pupils} pupils and {teachers} teachers go on a trip. Each bus has {seats} seats. How many "
             "buses do they need?",
-            "A school trip has {teachers} teachers and {pupils} pupils. How many buses with {seats} seats "
-            "are needed?",
+            "A school trip has {teachers} teachers and {pupils} pupils. How many buses with {seats} seats are needed?",
         ),
         answer=lambda s, n, t: -(-(n + t) // s),
         methods={

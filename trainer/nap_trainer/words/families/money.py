@@ -63,8 +63,7 @@ FAMILIES = (
         numbers={"small": steps(2, 60, 2), "big": steps(2, 60)},
         asks=(
             "{name} has {small} coins of 5 cents and {big} coins of 10 cents. How many cents is that in all?",
-            "In a box there are {big} coins of 10 cents and {small} coins of 5 cents. How many cents are in "
-            "the box?",
+            "In a box there are {big} coins of 10 cents and {small} coins of 5 cents. How many cents are in the box?",
         ),
         answer=lambda a, b: 5 * a + 10 * b,
         methods={

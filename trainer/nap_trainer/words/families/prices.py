@@ -12,8 +12,7 @@ FAMILIES = (
         asks=(
             "A {item} costs ${price} and is on sale for {percent}% off. What is the final price?",
             "The price of a {item} was ${price}. Now it is {percent}% less. How much is it now?",
-            "{name} wants a {item} that costs ${price}. The shop takes {percent}% off. How much does {name} "
-            "pay?",
+            "{name} wants a {item} that costs ${price}. The shop takes {percent}% off. How much does {name} pay?",
         ),
         answer=lambda p, c: p * (100 - c) // 100,
         methods={
@@ -50,8 +49,7 @@ FAMILIES = (
             "bill": lambda n, p: [bill for bill in steps(20, 200, 10) if bill > n * p and bill % n == 0],
         },
         asks=(
-            "{name} buys {count} {things} for ${price} each and pays with ${bill}. How much change does "
-            "{name} get?",
+            "{name} buys {count} {things} for ${price} each and pays with ${bill}. How much change does {name} get?",
             "One ticket costs ${price}. {name} has ${bill} and buys {count} tickets. How much money is left?",
         ),
         answer=lambda n, p, b: b - n * p,
@@ -69,8 +67,7 @@ FAMILIES = (
             "percent": (5, 10, 15, 20, 30),
         },
         asks=(
-            "{people} friends share a bill of ${bill} and add a tip of {percent}%. How much does each friend "
-            "pay?",
+            "{people} friends share a bill of ${bill} and add a tip of {percent}%. How much does each friend pay?",
             "The bill for a meal is ${bill}. With a tip of {percent}% it is shared by {people} people. What "
             "does each one pay?",
         ),
@@ -85,10 +82,8 @@ FAMILIES = (
         name="tax",
         numbers={"percent": (5, 10, 15, 20, 25, 50), "price": lambda c: exact(c, 90), "count": steps(2, 10)},
         asks=(
-            "{name} buys {count} {things} for ${price} each. A tax of {percent}% is added. What is the total "
-            "cost?",
-            "One {item} costs ${price} without the {percent}% tax. How much do {count} of them cost with "
-            "tax?",
+            "{name} buys {count} {things} for ${price} each. A tax of {percent}% is added. What is the total cost?",
+            "One {item} costs ${price} without the {percent}% tax. How much do {count} of them cost with tax?",
         ),
         answer=lambda c, p, n: n * p * (100 + c) // 100,
         methods={
@@ -127,8 +122,7 @@ FAMILIES = (
         },
         asks=(
             "Batteries come in packs of {size} for ${price} a pack. How much do {need} batteries cost?",
-            "A pack of {size} {things} costs ${price}. {name} needs {need} {things}. How much does {name} "
-            "pay?",
+            "A pack of {size} {things} costs ${price}. {name} needs {need} {things}. How much does {name} pay?",
         ),
         answer=lambda k, p, n: n // k * p,
         methods={
@@ -145,8 +139,7 @@ FAMILIES = (
             "cut": steps(1, 20),
         },
         asks=(
-            "A {item} costs ${price}. The price goes up by {percent}% and then falls by ${cut}. What is the "
-            "new price?",
+            "A {item} costs ${price}. The price goes up by {percent}% and then falls by ${cut}. What is the new price?",
             "A shop sells a {item} for ${price}. Next week it is {percent}% more, but {name} gets it for "
             "${cut} less. How much does {name} pay?",
         ),

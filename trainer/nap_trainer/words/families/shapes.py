@@ -50,8 +50,7 @@ FAMILIES = (
         asks=(
             "A garden is {length} metres long and {width} metres wide. A fence costs ${price} a metre. What "
             "does a fence all around cost?",
-            "{name} puts wire at ${price} a metre around a field of {length} by {width} metres. What is the "
-            "cost?",
+            "{name} puts wire at ${price} a metre around a field of {length} by {width} metres. What is the cost?",
         ),
         answer=lambda a, b, p: 2 * (a + b) * p,
         methods={
@@ -111,8 +110,7 @@ FAMILIES = (
         asks=(
             "{name} gets {each} points in each of {games} games and {last} in one more game. What is the "
             "average of all games?",
-            "{games} boxes hold {each} {things} each and one more box holds {last}. How many are in a box on "
-            "average?",
+            "{games} boxes hold {each} {things} each and one more box holds {last}. How many are in a box on average?",
         ),
         answer=lambda n, a, b: (a * n + b) // (n + 1),
         methods={
@@ -129,10 +127,8 @@ FAMILIES = (
             "second": lambda m, a: steps(m - 9, m),
         },
         asks=(
-            "{name} has {first} and {second} points in two tests. How many points in test 3 make the average "
-            "{mean}?",
-            "Three numbers have the average {mean}. Two of them are {first} and {second}. What is the other "
-            "one?",
+            "{name} has {first} and {second} points in two tests. How many points in test 3 make the average {mean}?",
+            "Three numbers have the average {mean}. Two of them are {first} and {second}. What is the other one?",
         ),
         answer=lambda m, a, b: 3 * m - a - b,
         methods={
@@ -161,8 +157,7 @@ FAMILIES = (
         name="consecutive",
         numbers={"step": steps(1, 12), "total": lambda k: steps(6 * k + 3, 300, 3)},
         asks=(
-            "Three numbers add up to {total}. Each one is {step} more than the one before. What is the last "
-            "number?",
+            "Three numbers add up to {total}. Each one is {step} more than the one before. What is the last number?",
             "{total} {things} lie in three rows, each row with {step} more than the one before. How many are "
             "in the last row?",
         ),
