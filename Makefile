@@ -24,7 +24,8 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 	@touch $@
 
 demo: setup ## Decode one word problem on three workers
-	$(BIN)/nap decode 'A shirt costs $$50 and is on sale for 20% off. What is the final price?' --workers 3
+	$(BIN)/nap decode 'A shirt costs $$50 and is on sale for 20% off. What is the final price?' \
+	  --workers 3 --steps 33 --sync kv --every 4
 
 test: setup ## Run the tests; those for a GPU skip themselves where there is none
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
@@ -43,8 +44,8 @@ format: setup ## Format, and mend what ruff can mend
 stubs: setup ## Generate the gRPC stubs from proto/
 	$(BIN)/python scripts/stubs.py
 
-bench: setup ## Run the benchmarks
-	$(BIN)/nap bench $(ARGS)
+bench: setup ## What syncs cost on this machine (ARGS="--shape llada-8b --device cuda" on two GPUs)
+	$(BIN)/python benchmarks/sync_cost.py $(ARGS)
 
 soak: setup ## Run the long tests
 	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)

@@ -75,11 +75,17 @@ _Key = tuple[str, int, str, str, bool]
 _warm: dict[_Key, Coordinator] = {}
 
 
+def _on_ray(key: _Key) -> bool:
+    _, workers, _, _, simulate = key
+    return workers > 1 and not simulate
+
+
 @contextmanager
 def _coordinator(card: ModelCard, key: _Key, model: LoadedModel | None) -> Iterator[Coordinator]:
     """A warm group for the same model, workers, dtype and device; kept until another is needed, or fails."""
     if key not in _warm:
-        close()  # one warm group at a time: two would compete for the same devices
+        for other in [k for k in _warm if _on_ray(k) == _on_ray(key)]:
+            _warm.pop(other).executor.close()  # one warm group of each kind: more would compete for the same devices
         _, workers, dtype, device, simulate = key
         executor = make_executor(card, workers=workers, dtype=dtype, device=device, model=model, simulate=simulate)
         _warm[key] = Coordinator(card, executor)

@@ -7,6 +7,8 @@
     │   └── NotBuiltError   the value is in the contract but this release does not do it yet
     ├── ModelError          weights, config or tokenizer cannot be used
     ├── RecordError         a trace is malformed, or contradicts itself
+    ├── DataError           a file of training data is malformed; file, row and field are named
+    ├── TeacherError        a teacher gave no usable text
     └── DecodeError         a decode could not be finished
         ├── WorkerError     a worker died or left its process group
         └── CancelledError  the caller asked for it
@@ -37,6 +39,18 @@ class ModelError(NapError):
 
 class RecordError(NapError, ValueError):
     """A trace is malformed or contradicts itself."""
+
+
+class DataError(NapError, ValueError):
+    """A file of training data is malformed. The message names file, row and field."""
+
+
+class TeacherError(NapError):
+    """A teacher gave no usable text for one request; `fatal` where no other request can do better."""
+
+    def __init__(self, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.fatal = fatal
 
 
 class DecodeError(NapError):
