@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from nap_runtime.cli.options import add_decode_options, read_job_keys, read_sett
 from nap_runtime.cli.parser import FAILURE, Parser
 from nap_runtime.cli.settings import Settings, to_yaml
 from nap_runtime.errors import UsageError
-from nap_runtime.job import DecodeConfig, DecodeJob
+from nap_runtime.job import DecodeJob
 
 if TYPE_CHECKING:
     from nap_runtime.executor.base import Executor
@@ -124,7 +124,7 @@ class _Decode:
         self._json = "json" in args
         self._on_terminal = not self._json and sys.stdout.isatty()
         self._live = self._on_terminal and not source.from_file
-        self._settings = _watched(settings, args) if self._live else settings
+        self._settings = settings
         self._failed = self._decoded = self._with_gold = self._correct = 0
 
     def run(self) -> int:
@@ -231,13 +231,6 @@ class _Decode:
             file = file.with_name(f"{file.stem}.{result.job.index}{file.suffix}")
         with atomic_path(file) as temporary:
             temporary.write_bytes(result.record.to_bytes())
-
-
-def _watched(settings: Settings, args: argparse.Namespace) -> Settings:
-    """Report at every step, so that there is something to see; the ids do not depend on it."""
-    if "control_every" in args or settings.config.control_every != DecodeConfig().control_every:
-        return settings
-    return replace(settings, config=settings.config.with_values(control_every=1))
 
 
 def _line(failure: JobFailure | BadLine) -> str:

@@ -94,6 +94,8 @@ class CanvasView:
 class LiveView(Observer):
     """Draws the first canvas of the batch that is running. Reports may come from any thread."""
 
+    report_every = 1  # so that there is something to see
+
     def __init__(self, settings: Settings, tokenizer: Tokenizer | None, note: str) -> None:
         self._settings, self._tokenizer, self._note = settings, tokenizer, note
         self._lock = threading.Lock()

@@ -158,7 +158,7 @@ PLACE = (
     Option(
         "report-every",
         "steps between reports, off the critical path; the ids do not depend on it",
-        f"{_D.control_every}; 1 where the canvas is drawn live",
+        f"{_D.control_every}",
         integer,
         "R",
         "control_every",

@@ -60,11 +60,6 @@ class Step:
     canvas: int | None = None
     lead_only: bool = False
 
-    @property
-    def own_rows_only(self) -> bool:
-        """Whether a worker may leave the step out when it has nothing to commit and nothing dirty."""
-        return self.rows is Rows.OWN
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sync:

@@ -14,7 +14,8 @@ class WorkerMeters:
         rows_computed: rows that went through the network, summed over forwards, for one canvas.
         rows_recomputed: those of them that only a sync or refresh asked for (not the worker's own rows).
         syncs: exchanges it took part in (per-layer exchanges of one step count as one sync).
-        payload_bytes: content it had to tell: committed tokens at 8 bytes, K/V rows, candidates, partial attention.
+        payload_bytes: content it had to tell: tokens (commits and fills) at 8 bytes, K/V rows, candidates, partial
+            attention.
         wire_bytes: what it sent in fact: padded buffers, to each of the W − 1 peers (a ring all-gather sends as much).
         blocked_seconds: waiting for and moving exchanged data, with nothing computed meanwhile.
         overlapped_seconds: exchange that ran beside compute.

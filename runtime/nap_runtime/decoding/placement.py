@@ -21,6 +21,8 @@ class Assignment:
     worker_of: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if not all(0 <= worker < len(self.worker_of) for worker in self.worker_of):
+            raise UsageError(f"assignment: {self.worker_of} names a worker that cannot be", field="assignment")
         if sorted(set(self.worker_of)) != list(range(self.workers)):
             raise UsageError(f"assignment: {self.worker_of} leaves a worker without a path", field="assignment")
 

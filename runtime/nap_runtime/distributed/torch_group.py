@@ -5,7 +5,6 @@ The only module that imports torch.distributed.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -99,13 +98,3 @@ class _Pending:
         except RuntimeError as error:
             raise WorkerError(f"a peer left the group: {error}") from error
         return [tuple(row) for row in self._flags.tolist()]
-
-
-def own_address() -> str:
-    """The address of this host that its peers reach it by."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("10.255.255.255", 1))  # sends nothing; only picks the outgoing interface
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"

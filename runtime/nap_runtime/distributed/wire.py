@@ -67,7 +67,7 @@ class Wire:
         start = self.clock.mark()
         self.comm.all_gather(out, inp)
         self._waits.append((start, self.clock.mark()))
-        self.payload_bytes += payload_bytes
+        self.payload_bytes += payload_bytes if self.comm.world > 1 else 0
         self.wire_bytes += (self.comm.world - 1) * inp.nbytes
 
     def begin_step(self, *, rows: int, extra_rows: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -43,7 +43,12 @@ class Batch:
 
 
 class Observer:
-    """What a live view hangs on. Every method may be overridden; they are called in the order of events."""
+    """What a live view hangs on. Every method may be overridden; they are called in the order of events.
+
+    `report_every`: steps between reports (None: R); a view that draws every step sets 1.
+    """
+
+    report_every: int | None = None
 
     def on_batch(self, batch: Batch) -> None:
         """A batch begins."""
@@ -99,7 +104,7 @@ class Coordinator:
         """Decode jobs and yield their results, batch by batch; a job that cannot be laid out is yielded as a failure.
 
         Raises:
-            UsageError: the config fits no job, whatever its prompt.
+            UsageError: there are more workers than paths.
             WorkerError: a worker died.
             CancelledError: `cancelled` returned true.
         """
@@ -146,7 +151,8 @@ class Coordinator:
             collected.add(report)
             observer.on_report(batch, report)
 
-        outcomes = self.executor.run(batch.task, on_report=on_report, cancelled=cancelled)
+        task = replace(batch.task, report_every=observer.report_every)
+        outcomes = self.executor.run(task, on_report=on_report, cancelled=cancelled)
         seconds = time.perf_counter() - collected.started
         if any(outcome.cancelled for outcome in outcomes):
             raise CancelledError("the decode was cancelled")

@@ -1,12 +1,13 @@
 """Workers on a Ray cluster: one actor a worker, one long-running loop an actor, no Ray call per step.
 
-The only module that imports Ray. Ray's own ports run code for whoever reaches them: keep them on loopback or behind
-Ray's token authentication (docs/architecture.md, "Safety").
+The only module that imports Ray. Ray's ports listen on every interface and run code for whoever may use them: what
+protects them is Ray's token authentication, or a network of your own (docs/architecture.md, "Safety").
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import socket
@@ -27,7 +28,6 @@ from nap_runtime.distributed.torch_group import (
     TorchCommunicator,
     join_store,
     open_store,
-    own_address,
 )
 from nap_runtime.errors import NapError, UsageError, WorkerError
 from nap_runtime.executor.base import WorkerPlace
@@ -63,7 +63,7 @@ class _Actor:
 
     def open_group(self) -> GroupAddress:
         """Rank 0: bind the group's store."""
-        self._store, address = open_store(own_address(), self._timeout)
+        self._store, address = open_store(ray.util.get_node_ip_address(), self._timeout)
         return address
 
     def start(self, address: GroupAddress, model: str, dtype: str, device: str, threads: int | None) -> WorkerPlace:
@@ -228,7 +228,7 @@ def _connect(cluster: ClusterOptions, workers: int) -> bool:
         if cluster.address not in (None, joined):
             raise UsageError(f"ray: this process is on the cluster {joined}, not {cluster.address}", field="address")
         return False
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:

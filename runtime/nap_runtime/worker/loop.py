@@ -54,10 +54,15 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A batch of canvases of one layout: what a worker is given once per batch."""
+    """A batch of canvases of one layout: what a worker is given once per batch.
+
+    A worker reports every R steps of the config, and every `report_every` steps too where that is given, for a view that
+    follows closely; nothing else depends on it.
+    """
 
     plan: Plan
     prompts: tuple[tuple[int, ...], ...]
+    report_every: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +130,8 @@ class _Run:
         self._own_rows = len(self.plan.assignment.own_rows(self.layout, self.rank))
         self._cancelled, self._control_comm = cancelled, worker.comm
         self._pending: PendingFlags | None = None
+        self._own_done = False  # the host knows that every own path is closed
+        self._report_every = task.report_every or task.plan.config.control_every
         self._dirty = False  # a row was committed and not computed since
         self._told_before = 0  # tokens of earlier steps have been told to the peers
 
@@ -141,6 +148,8 @@ class _Run:
         return True
 
     def _do_sync(self, sync: Sync) -> None:
+        if self.wire.comm.world == 1:
+            return  # all paths are here; only the rows of the step that follows differ
         if sync.mode == "kv":
             self.wire.syncs += 1
             self.resources.kv.run()
@@ -183,7 +192,7 @@ class _Run:
 
     def _own_quotas(self, step: Step) -> dict[int, int]:
         """Quota of each own path; none once the host knows that they are all closed."""
-        if step.paths is None or self.reporter.own_paths_done:
+        if step.paths is None or self._own_done:
             return {}
         return {path: step.paths[path] for path in self._paths if step.paths[path]}
 
@@ -198,9 +207,8 @@ class _Run:
 
     def _talks(self, step: Step) -> bool:
         """Whether a step has an exchange inside: layer by layer, or of candidates."""
-        return step.layerwise is not Layerwise.NOTHING or (
-            step.canvas is not None and step.step > 0 and self.wire.comm.world > 1
-        )
+        inside = step.layerwise is not Layerwise.NOTHING or (step.canvas is not None and step.step > 0)
+        return inside and self.wire.comm.world > 1
 
     def _extra_rows(self, step: Step, rows: int) -> int:
         """Rows that only a sync or a refresh asks for."""
@@ -288,19 +296,28 @@ class _Run:
     # -- control ------------------------------------------------------------------------------------------------
 
     def control(self) -> Control | None:
-        """Every R steps: report, tell the group how far this worker is, read what all told R steps ago."""
-        step = self.machine.step
-        due = self.machine.between_steps and step and step % self.config.control_every == 0
-        if not due or step == self.reporter.step:
+        """Between steps: report where it is due, and every R steps read the control word."""
+        step, period = self.machine.step, self.config.control_every
+        if not self.machine.between_steps or step == self.reporter.step:
             return None
+        if step % period == 0 or step % self._report_every == 0:
+            self.reporter.report(step)
+        return self._control_word(step, as_of=step - period) if step % period == 0 else None
+
+    def _control_word(self, step: int, *, as_of: int) -> Control | None:
+        """Read what all told R steps ago, and tell the group what was done R steps ago.
+
+        That far back every device has reported, so the word does not depend on how fast a report arrives.
+        """
         word = None
         if self._pending is not None:
             go, paths_closed, all_closed = merge_flags(self._pending.wait())
             word = Control(cancel=not go, paths_closed=bool(paths_closed), all_closed=bool(all_closed))
-        self.reporter.report(step)
-        closed = self.reporter.own_paths_done and self.layout.kind == "nap"
-        done = closed and self.reporter.everything_done
-        self._pending = self._control_comm.start_flags((int(not self._cancelled()), int(closed), int(done)))
+        nap, paths, everything = self.layout.kind == "nap", self.reporter.paths_done_at, self.reporter.all_done_at
+        self._own_done = nap and paths is not None and paths <= as_of
+        all_done = nap and everything is not None and everything <= as_of
+        flags = (int(not self._cancelled()), int(self._own_done), int(all_done))
+        self._pending = self._control_comm.start_flags(flags)
         return word
 
     def finish(self, *, cancelled: bool) -> Outcome:
@@ -321,8 +338,8 @@ class _Run:
         )
 
     def _count_told_tokens(self) -> None:
-        """The payload of token exchanges: 8 bytes for each own token that was told, once."""
+        """The payload of token exchanges: 8 bytes for each own token that was told, fills too, once."""
         path_slots = torch.tensor(self.resources.path_slots[self.rank], device=self.state.ids.device)
         step_BS = self.state.step[:, path_slots]
-        told = int(((step_BS >= 0) & (step_BS < self._told_before)).sum())
+        told = int(((step_BS >= 0) & (step_BS < self._told_before)).sum())  # told before: 0 on one worker
         self.wire.payload_bytes += told * TOKEN_BYTES

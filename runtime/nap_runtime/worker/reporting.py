@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -49,8 +50,8 @@ class Reporter:
         self._waiting: tuple[int, dict[str, Tensor], torch.cuda.Event | None] | None = None
         self._reported = 0
         self.step = 0
-        self.own_paths_done = False
-        self.everything_done = False
+        self.paths_done_at: int | None = None  # the canvas step from which no own path slot is masked
+        self.all_done_at: int | None = None  # the same for every slot the worker answers for
 
     def report(self, step: int, *, last: bool = False) -> None:
         """Send off the state as of `step`; read what has arrived."""
@@ -91,8 +92,8 @@ class Reporter:
             event.synchronize()
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         masked = arrays["masked"]
-        self.own_paths_done = not masked[:, self._is_path].any()
-        self.everything_done = not masked.any()
+        self.paths_done_at = _done_at(masked[:, self._is_path], arrays["step"][:, self._is_path])
+        self.all_done_at = _done_at(masked, arrays["step"])
         deltas = tuple(
             tuple(
                 deltas_between(
@@ -107,3 +108,8 @@ class Reporter:
         )
         self._reported = step
         self._on_report(Report(worker=self._worker, step=step, deltas=deltas))
+
+
+def _done_at(masked: npt.NDArray[np.bool_], steps: npt.NDArray[np.int64]) -> int | None:
+    """The step after the last commit, or None while a slot is masked."""
+    return None if masked.any() else int(steps.max(initial=-1)) + 1

@@ -102,9 +102,6 @@ def _load(settings: LocalModel) -> tuple[Any, Any]:
         raise UsageError(f"model: {folder} is no folder; give a Hugging Face checkpoint's", field="model")
     if settings.gguf_file is not None and not (folder / settings.gguf_file).is_file():
         raise UsageError(f"gguf_file: {folder} has no {settings.gguf_file}", field="gguf_file")
-    from nap_runtime.api import check_device
-
-    check_device(settings.device)
     try:
         return _loaded(settings)
     except Exception as error:  # transformers raises many kinds for a broken folder

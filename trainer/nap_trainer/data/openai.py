@@ -35,7 +35,8 @@ class Endpoint:
         base_url: up to, and without, `/chat/completions`.
         model: its name there.
         api_key: sent as a bearer token; never shown.
-        temperature, max_tokens, seed, arguments: of the request's body; `arguments` replace the others (None: leave out).
+        temperature, max_tokens, seed: of the request's body.
+        arguments: more of the body; they replace the others (None: leave out).
         concurrency: requests at once.
         timeout: seconds for one request.
         retries: tries after the first.
