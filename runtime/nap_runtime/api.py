@@ -71,12 +71,12 @@ def make_executor(
     return RayExecutor(path, workers=workers, dtype=kind, device=device, cluster=ClusterOptions(address=address))
 
 
-_Key = tuple[str, int, str, str, bool]
+_Key = tuple[str, str, int, str, str, bool, int]
 _warm: dict[_Key, Coordinator] = {}
 
 
 def _on_ray(key: _Key) -> bool:
-    _, workers, _, _, simulate = key
+    _, _, workers, _, _, simulate, _ = key
     return workers > 1 and not simulate
 
 
@@ -86,7 +86,7 @@ def _coordinator(card: ModelCard, key: _Key, model: LoadedModel | None) -> Itera
     if key not in _warm:
         for other in [k for k in _warm if _on_ray(k) == _on_ray(key)]:
             _warm.pop(other).executor.close()  # one warm group of each kind: more would compete for the same devices
-        _, workers, dtype, device, simulate = key
+        _, _, workers, dtype, device, simulate, _ = key
         executor = make_executor(card, workers=workers, dtype=dtype, device=device, model=model, simulate=simulate)
         _warm[key] = Coordinator(card, executor)
     try:
@@ -147,14 +147,16 @@ def decode(
         config: how; defaults to three paths, one token a step, exact sync.
         model: a bundled model's name, a checkpoint folder, or a `LoadedModel` (inline only).
         workers: W; 1 runs in this process, more run as Ray actors, on a local cluster unless one is there.
-        device, dtype: where and in what precision; a `LoadedModel` has its own.
+        device, dtype: where and in what precision; a `LoadedModel` keeps its own, whatever is given.
         batch_size: canvases of one layout decoded together.
         simulate: run W workers as threads of this process, with the ids of real ones.
 
     Raises:
         UsageError, ModelError, WorkerError: see `nap_runtime.errors`. With several questions the first failure raises.
     """
-    config = config or DecodeConfig()
+    config = DecodeConfig() if config is None else config
+    questions = [prompt] if isinstance(prompt, str) else prompt
+    _check_arguments(questions, config, workers, batch_size)
     loaded = model if isinstance(model, LoadedModel) else None
     if loaded is not None and workers > 1 and not simulate:
         raise UsageError("model: a loaded model runs inline; give its folder, or simulate=True", field="model")
@@ -162,13 +164,24 @@ def decode(
         weight = next(loaded.model.parameters())
         device, dtype = weight.device.type, str(weight.dtype).removeprefix("torch.")  # type: ignore[assignment]
     card = loaded.card if loaded is not None else read_card(model)  # type: ignore[arg-type]
-    questions = [prompt] if isinstance(prompt, str) else prompt
     jobs = [DecodeJob(question=question, index=index) for index, question in enumerate(questions)]
-    key = (card.fingerprint, workers, dtype, device, simulate)
+    # Not the fingerprint alone: a loaded model's weights may have been changed since, or its folder been edited.
+    weights = 0 if loaded is None else id(loaded.model)
+    key = (card.fingerprint, str(card.path), workers, dtype, device, simulate, weights)
     with _coordinator(card, key, loaded) as coordinator:
         results = sorted(coordinator.decode(jobs, config, batch_size=batch_size), key=lambda result: result.job.index)
     done = [_or_raise(result) for result in results]
     return done[0] if isinstance(prompt, str) else done
+
+
+def _check_arguments(questions: object, config: object, workers: object, batch_size: object) -> None:
+    if not isinstance(questions, list) or not all(isinstance(question, str) for question in questions):
+        raise UsageError("prompt: give a question as text, or a list of them", field="prompt")
+    if not isinstance(config, DecodeConfig):
+        raise UsageError("config: give a DecodeConfig (see DecodeConfig.from_mapping)", field="config")
+    for name, value in (("workers", workers), ("batch_size", batch_size)):
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{name}: {value!r} is not an integer of at least 1", field=name)
 
 
 def _or_raise(result: DecodeResult | JobFailure) -> DecodeResult:

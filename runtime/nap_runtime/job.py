@@ -27,6 +27,7 @@ SummaryMode = Literal["gather"]
 
 MAX_PATHS = 6  # NAP's tags run from <think 1> to <think 6>
 MAX_CANVAS = 65_536  # positions travel as u16
+MAX_ID = 2**32  # ids travel as u32
 
 _RULES_TO_COME = ("threshold", "factor", "prophet", "p2")
 _SUMMARIES_TO_COME = ("consensus", "live")
@@ -76,7 +77,7 @@ class SyncPolicy:
         warmup: steps that are exact before K applies; `tokens`, `shared` and `kv` only.
         overlap: not built yet.
         topology: who sees whom (None: `hub` for `shared`, else `full`).
-        summary: how the summary is decoded.
+        summary: how the summary is decoded (None: `gather`).
 
     Raises:
         UsageError: a value is unknown, or the mode does not use it.
@@ -88,11 +89,12 @@ class SyncPolicy:
     warmup: int = 0
     overlap: bool = False
     topology: Topology | None = None
-    summary: SummaryMode = "gather"
+    summary: SummaryMode | None = None
 
     def __post_init__(self) -> None:
         _one_of("sync", self.mode, get_args(SyncMode))
-        _one_of("summary", self.summary, get_args(SummaryMode), _SUMMARIES_TO_COME)
+        if self.summary is not None:
+            _one_of("summary", self.summary, get_args(SummaryMode), _SUMMARIES_TO_COME)
         if self.topology is not None:
             _one_of("topology", self.topology, get_args(Topology))
         if self.every is not None:
@@ -217,6 +219,8 @@ class DecodeConfig:
         for name in unused:
             if getattr(self, name) is not None:
                 raise UsageError(f"{name}: layout '{self.layout}' does not use it; leave it out", field=name)
+        if self.layout == "plain" and self.sync.summary is not None:
+            raise UsageError("summary: layout 'plain' does not use it; leave it out", field="summary")
         if isinstance(self.path_tokens, tuple) and len(self.path_tokens) != self.n_paths:
             raise UsageError(
                 f"path_tokens: {len(self.path_tokens)} budgets for {self.n_paths} paths", field="path_tokens"
@@ -227,8 +231,12 @@ class DecodeConfig:
             raise UsageError("rule: 'parallel-forced' needs layout 'nap'", field="rule")
         if self.block_length is not None and self.picks_by != "blockwise":
             raise UsageError(f"block_length: rule '{self.picks_by}' does not use it", field="block_length")
-        if self.picks_by in ("left-to-right", "random") and self.confidence != "max-prob":
+        if not self.ranks_by_confidence and self.confidence != "max-prob":
             raise UsageError(f"confidence: rule '{self.picks_by}' does not use it", field="confidence")
+        if not self.ranks_by_confidence and self.eos_weight is not None:
+            raise UsageError(f"eos_weight: rule '{self.picks_by}' does not use it", field="eos_weight")
+        if self.picks_over == "canvas" and self.sync.warmup:
+            raise UsageError("warmup: scope 'canvas' does not use it; every step is exact", field="warmup")
         if self.picks_by == "parallel-forced" and self.scope == "canvas":
             raise UsageError("scope: rule 'parallel-forced' picks within each path; use 'path'", field="scope")
         for key, value in self.rule_args.items():
@@ -246,6 +254,11 @@ class DecodeConfig:
     def tokens_each_step(self) -> bool:
         """Whether the sync is `tokens` at K = 1."""
         return self.sync.mode == "tokens" and self.sync.period == 1
+
+    @property
+    def ranks_by_confidence(self) -> bool:
+        """Whether the rule looks at confidences at all."""
+        return self.picks_by not in ("left-to-right", "random")
 
     @property
     def n_paths(self) -> int:

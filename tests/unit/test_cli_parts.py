@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nap_runtime.cli.app import build_parser
 from nap_runtime.cli.controls import look_up
-from nap_runtime.cli.jobs import held_out, pick_held_out
+from nap_runtime.cli.jobs import BadLine, held_out, pick_held_out, read_jobs
 from nap_runtime.cli.live import CanvasView, timeline
 from nap_runtime.cli.options import GROUPS, add_decode_options, read_settings
+from nap_runtime.cli.output import dumps
 from nap_runtime.cli.parser import Parser
 from nap_runtime.cli.scores import Share, last_number, majority
 from nap_runtime.cli.settings import DTYPES, Settings, merge
@@ -21,7 +23,7 @@ from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.record import CanvasDelta
 from nap_runtime.decoding.state import Kind
 from nap_runtime.errors import UsageError
-from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.job import DecodeConfig, DecodeJob, SyncPolicy
 from nap_runtime.models.prompting import DecodeDefaults
 from nap_trainer.words import SHOWCASE, generate
 
@@ -110,6 +112,29 @@ def test_merge_goes_into_sync() -> None:
         "a": 1,
         "sync": {"mode": "kv", "every": 3},
     }
+
+
+def test_an_empty_model_is_an_error() -> None:
+    with pytest.raises(UsageError, match="model: it is empty"):
+        Settings(model="")
+
+
+# --- batches ---
+
+
+def test_blank_lines_keep_their_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "f.jsonl"
+    file.write_text('\n{"question": "a"}\n \n[]\n')
+    good, bad = read_jobs(file)
+    assert isinstance(good, DecodeJob)
+    assert good.index == 1
+    assert isinstance(bad, BadLine)
+    assert (bad.line, bad.error) == (4, "not a JSON object")
+
+
+def test_json_of_lone_surrogates_is_ascii() -> None:
+    assert dumps({"a": "é"}) == '{"a": "é"}'
+    assert dumps({"a": "é\ud800"}) == '{"a": "\\u00e9\\ud800"}'
 
 
 # --- held-out problems ---

@@ -99,8 +99,9 @@ def good(**changes: Any) -> DecodeRecord:
 
 
 def test_the_good_record_is_consistent_and_survives_the_wire() -> None:
-    verify(good())
-    verify(DecodeRecord.from_bytes(good().to_bytes()))
+    record = good(syncs=[event(4, "gather", 4)])
+    verify(record)
+    verify(DecodeRecord.from_bytes(record.to_bytes()))
 
 
 # -- order and content --------------------------------------------------------------------------------------
@@ -260,6 +261,8 @@ CORRUPTIONS: dict[str, tuple[Callable[[], DecodeRecord], str]] = {
     "sync order": (lambda: good(syncs=[event(2, "kv", 1), event(1, "kv", 1)]), "steps do not ascend"),
     "sync late": (lambda: good(syncs=[event(5, "kv", 1)]), "steps do not ascend"),
     "sync kind": (lambda: good(syncs=[event(1, "mail", 1)]), "unknown kind 'mail'"),
+    "no gather": (lambda: good(), "not those of its config, between step 4 and 4"),
+    "no forward": (lambda: replace(good(), forwards=((0, 1, 2, 3, 4), (0, 2))), "worker 1 commits at step 1 without"),
     "sync shape": (lambda: good(syncs=[SyncEvent(step=1, kind="kv", sources=((0, 0),))]), "2 × 2"),
 }
 
@@ -277,8 +280,9 @@ def test_verify_scope_canvas() -> None:
     # Any worker may commit any slot; two a step in all.
     settings: dict[str, Any] = {"sync": SyncPolicy(), "rule": "confidence", "scope": "canvas"}
     deltas = [delta(s, s % 2, {a: 20, b: 21}) for s, (a, b) in enumerate([(3, 8), (4, 9), (5, 10), (6, 11)])]
-    deltas.append(delta(4, 1, {13: 30, 14: 62}))
-    verify(record_of(deltas, **settings))
+    deltas.append(delta(4, 0, {13: 30, 14: 62}))
+    syncs = [event(step, "exact", step) for step in range(1, 5)]
+    verify(record_of(deltas, syncs=syncs, **settings))
     crowded = [delta(0, 0, {3: 20, 4: 20, 8: 21}), delta(1, 0, {9: 21}), *deltas[2:]]
     with pytest.raises(RecordError, match="step 0 commits 3 slots, its quota is 2"):
         verify(record_of(crowded, **settings))

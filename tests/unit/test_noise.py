@@ -42,7 +42,7 @@ def reference(counter: list[int], key: list[int]) -> list[int]:
 
 
 def test_key_and_counter_are_what_the_design_says() -> None:
-    """Key = seed (low word first), counter = (vocabulary id, position, step, purpose), 53 bits."""
+    """Key = seed (low word first), counter = (vocabulary id, position, step, purpose), 52 bits."""
     seed = 0x1234_5678_9ABC_DEF0
     for vocabulary_id, position, step, purpose in [(0, 0, 0, 0), (5, 17, 3, 0), (126_463, 4095, 1021, 1)]:
         high, low, *_ = reference([vocabulary_id, position, step, purpose], [seed & ONES, seed >> 32])
@@ -53,7 +53,7 @@ def test_key_and_counter_are_what_the_design_says() -> None:
             step=step,
             purpose=Purpose(purpose),
         )
-        assert float(got) == (((high << 32 | low) >> 11) + 0.5) / 2**53
+        assert float(got) == (((high << 32 | low) >> 12) + 0.5) / 2**52
 
 
 def test_draws_depend_on_nothing_but_what_is_drawn() -> None:

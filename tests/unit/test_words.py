@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations, islice
+from pathlib import Path
 
 import pytest
 
@@ -292,3 +293,11 @@ def test_json_with_odd_keys_or_a_false_summary_is_refused() -> None:
 def test_bad_options_are_refused(split: str, options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
         generate(split, seed=0, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["README.md", "Makefile", "tests/gpu/test_nccl.py"])
+def test_the_prompt_that_is_shown_around_was_never_trained_on(file: str) -> None:
+    shirt = SHOWCASE[0]
+    text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8").replace("$$", "$")
+    assert shirt.question in text
+    assert split_of(shirt.family, shirt.numbers) == "test"

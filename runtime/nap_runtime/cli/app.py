@@ -1,7 +1,8 @@
 """The `nap` command line: which commands there are, and how each of them may end.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Whatever goes wrong is one line on stderr;
-NAP_DEBUG=1 adds the traceback.
+Exit codes: 0 done, 1 failed, 130 interrupted, 2 where the caller gave what cannot be used: a wrong option, a missing
+or damaged model, a prompt that cannot be laid out. Whatever goes wrong is one line on stderr; NAP_DEBUG=1 adds the
+traceback.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nap_runtime import __version__
 from nap_runtime.cli import data, decode, doctor, evaluate, measure, models, trace
 from nap_runtime.cli.options import line_of
 from nap_runtime.cli.parser import FAILURE, INTERRUPTED, USAGE, CommandError, Parser, parse
-from nap_runtime.errors import ModelError, NapError, UsageError
+from nap_runtime.errors import CancelledError, ModelError, NapError, UsageError
 
 _ABOUT = """\
 Decode diffusion language models as independent paths on several devices.
@@ -40,6 +41,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code and never raises."""
     args: argparse.Namespace | None = None
+    _print_anything()
     try:
         args = parse(build_parser(), sys.argv[1:] if argv is None else argv)
         code: int = args.run(args)
@@ -71,17 +73,25 @@ def _end(error: BaseException, args: argparse.Namespace | None) -> int:
 def _message(error: BaseException, args: argparse.Namespace | None) -> tuple[str, int]:
     if isinstance(error, CommandError):
         return str(error), error.code
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | CancelledError):
         return "interrupted", INTERRUPTED
     if isinstance(error, UsageError):
         return line_of(error, args), USAGE
-    if isinstance(error, ModelError) and args is not None and "--model" in args.parser.options():
-        return f"--model: {error}", FAILURE
+    if isinstance(error, ModelError):
+        named = args is not None and "--model" in args.parser.options()
+        return f"{'--model: ' if named else ''}{error}", USAGE
     if isinstance(error, NapError):
         return str(error), FAILURE
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}", FAILURE
     return f"{type(error).__name__}: {error} (NAP_DEBUG=1 shows where)", FAILURE
+
+
+def _print_anything() -> None:
+    """Let no text stop a print: what the terminal's encoding lacks is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _leave(code: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ _TEACHERS = ("openai", "hf")
 _OPENAI = ("base_url", "api_key_env", "concurrency", "timeout", "retries", "backoff", "teacher_arg")
 _HF = ("gguf_file", "device", "batch_size")
 _KEY = "OPENAI_API_KEY"
+_DAY = 86_400
 _ABOUT = """\
 Let a teacher solve questions several times each, and make rows for training of its traces.
 
@@ -82,13 +83,17 @@ def _add_endpoint(parser: Parser) -> None:
     add("--timeout", type=number, metavar="X", help="seconds for one request (default: 120)")
     add("--retries", type=natural, metavar="N", help="tries after the first (default: 6)")
     add("--backoff", type=number, metavar="X", help="seconds before the first retry, then doubled (default: 1)")
-    text = "another field of the request, as JSON or text, such as top_p=0.95; null leaves one out"
+    text = "another field of the request, as JSON or text, such as top_p=0.95; null leaves one out (default: none)"
     add("--teacher-arg", type=key_value, action="append", metavar="KEY=VALUE", help=text)
 
 
 def _add_local(parser: Parser) -> None:
     add = parser.add_argument_group("--teacher hf").add_argument
-    add("--gguf-file", metavar="NAME", help="a GGUF file in the folder, needs the package gguf (default: none)")
+    add(
+        "--gguf-file",
+        metavar="NAME",
+        help="a GGUF file in the folder; needs the packages gguf and accelerate (default: none)",
+    )
     add("--device", metavar="cpu|cuda", help="(default: cpu)")
     add("--batch-size", type=positive, metavar="N", help="traces made at once (default: 8)")
 
@@ -140,10 +145,10 @@ def _check_options(args: argparse.Namespace) -> None:
         raise UsageError("base_url: missing; --teacher openai needs it", field="base_url")
     if not 0 <= args.temperature <= 10:
         raise UsageError(f"temperature: {args.temperature} is not from 0 to 10", field="temperature")
-    for name in ("timeout", "backoff"):
-        value = getattr(args, name, 1.0)
-        if not (0 < value or (name == "backoff" and value == 0)) or value > 86400:
-            raise UsageError(f"{name}: {value} is not a number of seconds up to a day", field=name)
+    if not 0 < getattr(args, "timeout", 1) <= _DAY:
+        raise UsageError(f"timeout: {args.timeout} is not a number of seconds up to a day", field="timeout")
+    if not 0 <= getattr(args, "backoff", 1) <= _DAY:
+        raise UsageError(f"backoff: {args.backoff} is not a number of seconds up to a day", field="backoff")
 
 
 def _rules(args: argparse.Namespace) -> Rules:
@@ -203,8 +208,7 @@ def _progress() -> Iterator[Progress]:
     columns = (TextColumn("traces"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("traces", total=None)
-        update: Callable[[int, int], None] = lambda done, wanted: bar.update(task, completed=done, total=wanted)  # noqa: E731
-        yield update
+        yield lambda done, wanted: bar.update(task, completed=done, total=wanted)
 
 
 def _table(args: argparse.Namespace, tally: Tally, repeated: int) -> list[Row]:

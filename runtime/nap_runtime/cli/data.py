@@ -66,7 +66,7 @@ def _register_check(check: Parser) -> None:
     check.add_argument("--against", type=Path, metavar="FILE", help=text)
     text = "a leak shares more than this share of the question's 13-grams (default: 0, any)"
     check.add_argument("--overlap", type=number, metavar="X", help=text)
-    text = "rows that are over budget, repeated or contradictory give exit code 1 too"
+    text = "rows that are over budget, repeated or contradictory give exit code 1 too (default: off)"
     check.add_argument("--strict", action="store_true", help=text)
     check.add_argument("--show", type=natural, default=10, metavar="N", help="findings of a kind listed (default: 10)")
     check.add_argument("--json", action="store_true", help="one JSON object with all findings (default: a table)")
@@ -124,7 +124,8 @@ def _measure(args: argparse.Namespace) -> tuple[Budgets, Count, str]:
     from nap_runtime.models.tokenizer import load_tokenizer
     from nap_trainer.data.check import Budgets, token_count, word_count
 
-    defaults, count, unit = DecodeDefaults(), word_count, "words"
+    count: Count = word_count
+    defaults, unit = DecodeDefaults(), "words"
     if "model" in args:
         folder = resolve_model(args.model)
         tokenizer = load_tokenizer(folder)
@@ -146,7 +147,7 @@ def _eval_set(args: argparse.Namespace) -> EvalSet | None:
     try:
         return EvalSet.read(args.against, share=getattr(args, "overlap", 0.0))
     except UsageError as error:
-        raise UsageError(str(error).replace("file:", "against:", 1), field="against") from None
+        raise UsageError(f"against: {error}", field="against") from None
 
 
 def _text(args: argparse.Namespace, check: Check) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 from nap_runtime.cli import jobs, output, session
 from nap_runtime.cli.jobs import BadLine
 from nap_runtime.cli.options import add_decode_options, read_job_keys, read_settings
-from nap_runtime.cli.parser import FAILURE, Parser
+from nap_runtime.cli.parser import FAILURE, USAGE, Parser
 from nap_runtime.cli.settings import Settings, to_yaml
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeJob
@@ -29,6 +31,9 @@ Decode a question, a file of questions, or without either a held-out word proble
   nap decode 'A shirt costs $50 and is on sale for 20% off. What is the final price?' --workers 3
   nap decode --workers 3 --simulate --sync kv --every 8
   nap decode --file questions.jsonl --batch-size 8 --json
+
+A line of --file that is no question, or that the canvas has no room for, is named and the others are decoded. The
+exit code is 2 where that is all that failed, 1 where a decode failed. Blank lines are skipped.
 """
 _FILE = 'JSONL, one {"question": ..., "id"?, "gold" or "answer"?} a line (default: none)'
 _TRACE = "write the trace; with --file one a prompt, T.nap as T.0.nap, T.1.nap ... (default: none)"
@@ -97,11 +102,20 @@ def _source(args: argparse.Namespace, settings: Settings) -> Source:
     if "file" in keys:
         return Source(lines=tuple(jobs.read_jobs(Path(keys["file"]))), name=keys["file"], keys=keys)
     if "prompt" in keys:
-        if not keys["prompt"].strip():
-            raise UsageError("prompt: it is empty; give a question", field="prompt")
+        _check_prompt(keys["prompt"])
         return Source(lines=(DecodeJob(question=keys["prompt"], id="0", gold=keys.get("gold")),), keys=keys)
     job, note = jobs.pick_held_out(settings.config.seed)
     return Source(lines=(job,), note=note, keys=keys)
+
+
+def _check_prompt(text: str) -> None:
+    """What can be said of a prompt before a model is opened."""
+    if not text.strip():
+        raise UsageError("prompt: it is empty; give a question", field="prompt")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError("prompt: it is not valid Unicode text", field="prompt") from None
 
 
 def _check_use(args: argparse.Namespace, settings: Settings, source: Source) -> None:
@@ -112,8 +126,21 @@ def _check_use(args: argparse.Namespace, settings: Settings, source: Source) -> 
         for name in ("json", "trace"):
             if name in args:
                 raise UsageError(f"{name}: --print-config does not use it; leave it out", field=name)
-    if "trace" in args and args.trace.is_dir():
-        raise UsageError(f"trace: {args.trace} is a folder", field="trace")
+    if "trace" in args:
+        _check_trace(args.trace)
+
+
+def _check_trace(file: Path) -> None:
+    """Find out before the decode, not after it, that the trace has no place."""
+    try:
+        if file.is_dir():
+            raise UsageError(f"trace: {file} is a folder", field="trace")
+        if not file.parent.is_dir():
+            raise UsageError(f"trace: {file.parent} is no folder; make it first", field="trace")
+    except OSError as error:
+        raise UsageError(f"trace: {file}: {error.strerror}", field="trace") from error
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"trace: {file.parent} cannot be written to", field="trace")
 
 
 class _Decode:
@@ -126,25 +153,37 @@ class _Decode:
         self._live = self._on_terminal and not source.from_file
         self._settings = settings
         self._failed = self._decoded = self._with_gold = self._correct = 0
+        self._broken = False  # whether a failure is not of the caller's making
+        self._to_print = deque(line.index for line in source.lines)
 
     def run(self) -> int:
         good = jobs.questions(self._source.lines)
-        if not good:
+        if good:
+            self._run(good)
+        else:
             self._print_in_order([])
-            return FAILURE
-        with session.coordinator(self._card, self._settings, quiet=self._json) as coordinator:
+        if self._source.from_file and not self._json:
+            self._print_total()
+        if not self._failed:
+            return 0
+        return FAILURE if self._broken else USAGE
+
+    def _run(self, good: list[DecodeJob]) -> None:
+        with (
+            session.interruptible() as self._cancelled,
+            session.coordinator(self._card, self._settings, quiet=self._json) as coordinator,
+        ):
             self._executor: Executor = coordinator.executor
             results = self._watch(coordinator, good) if self._live else self._decode(coordinator, good)
             self._print_in_order(results)
-        if self._source.from_file and not self._json:
-            self._print_total()
-        return FAILURE if self._failed else 0
 
     def _decode(
         self, coordinator: Coordinator, good: list[DecodeJob], observer: Observer | None = None
     ) -> Iterator[DecodeResult | JobFailure]:
         size = self._settings.batch_size
-        return coordinator.decode(good, self._settings.config, batch_size=size, observer=observer)
+        return coordinator.decode(
+            good, self._settings.config, batch_size=size, observer=observer, cancelled=self._cancelled
+        )
 
     def _watch(self, coordinator: Coordinator, good: list[DecodeJob]) -> list[DecodeResult | JobFailure]:
         """Decode under a picture of the canvas."""
@@ -161,17 +200,15 @@ class _Decode:
         waiting: dict[int, DecodeResult | JobFailure | BadLine] = {
             line.index: line for line in self._source.lines if isinstance(line, BadLine)
         }
-        index = self._print_ready(waiting, 0)
+        self._print_ready(waiting)
         for result in results:
             waiting[result.job.index] = result
-            index = self._print_ready(waiting, index)
+            self._print_ready(waiting)
 
-    def _print_ready(self, waiting: dict[int, DecodeResult | JobFailure | BadLine], index: int) -> int:
-        """Print from `index` on as far as results are there; returns the first that is not."""
-        while index in waiting:
-            self._print(waiting.pop(index))
-            index += 1
-        return index
+    def _print_ready(self, waiting: dict[int, DecodeResult | JobFailure | BadLine]) -> None:
+        """Print what comes next as far as results are there."""
+        while self._to_print and self._to_print[0] in waiting:
+            self._print(waiting.pop(self._to_print.popleft()))
 
     # -- printing ----------------------------------------------------------------------------------
 
@@ -184,13 +221,13 @@ class _Decode:
         self._decoded += 1
         self._with_gold += item.correct is not None
         self._correct += item.correct is True
-        self._write_trace(item)
         if self._json:
             print(output.dumps(output.result_json(item, self._settings, self._executor.places)), flush=True)
-            return
-        self._print_text(item)
-        if warning := output.unknown_words_line(item, self._card.name):
-            print(f"nap decode: {warning}", file=sys.stderr)
+        else:
+            self._print_text(item)
+            if warning := output.unknown_words_line(item, self._card.name):
+                print(f"nap decode: {warning}", file=sys.stderr)
+        self._write_trace(item)
 
     def _print_text(self, result: DecodeResult) -> None:
         if self._live:
@@ -208,6 +245,7 @@ class _Decode:
 
     def _print_failure(self, failure: JobFailure | BadLine) -> None:
         self._failed += 1
+        self._broken |= not isinstance(failure, BadLine) and not isinstance(failure.error, UsageError)
         if not self._source.from_file:
             assert not isinstance(failure, BadLine), "only files have lines"
             raise failure.error

@@ -32,6 +32,8 @@ class BadLine:
 def read_jobs(file: Path) -> list[DecodeJob | BadLine]:
     """One job a line: `{"question": …, "id"?, "gold"? or "answer"?}`; other keys are left alone.
 
+    Blank lines are skipped. `index` counts them too, so that it tells the line.
+
     Raises:
         UsageError: the file cannot be read, or is empty.
     """
@@ -41,12 +43,10 @@ def read_jobs(file: Path) -> list[DecodeJob | BadLine]:
         raise UsageError(f"file: {file}: {error.strerror}", field="file") from error
     if not any(line.strip() for line in lines):
         raise UsageError(f"file: {file} is empty", field="file")
-    return [_job(index, line) for index, line in enumerate(lines)]
+    return [_job(index, line) for index, line in enumerate(lines) if line.strip()]
 
 
 def _job(index: int, line: bytes) -> DecodeJob | BadLine:
-    if not line.strip():
-        return BadLine(index=index, error="the line is empty")
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError

@@ -145,7 +145,7 @@ SYNC = (
     Option("warmup", "steps that are exact before --every applies", str(_S.warmup), integer, "N"),
     Option("overlap", "exchange beside the next step; not built yet", "off", None),
     Option("topology", "who sees whom", "hub for sync shared, else full", metavar=_choices(job.Topology)),
-    Option("summary", "how the summary is decoded", _S.summary, metavar=_choices(job.SummaryMode)),
+    Option("summary", "how the summary is decoded", "gather", metavar=_choices(job.SummaryMode)),
 )
 PLACE = (
     Option("model", "a bundled model's name or a checkpoint folder", "nap-tiny", metavar="nap-tiny|PATH"),

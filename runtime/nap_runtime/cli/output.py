@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from nap_runtime.metrics.report import RunMetrics
 
 SCHEMA = "nap.decode/1"
+_WORDS, _LETTERS = 10, 40  # named in a warning, and of each
 Row = tuple[str, str]
 
 
@@ -39,8 +41,13 @@ def commit() -> str:
 
 
 def dumps(values: Any) -> str:
-    """One line of JSON."""
-    return json.dumps(values, ensure_ascii=False, allow_nan=False)
+    """One line of JSON; in ASCII where it holds what stdout cannot encode, such as a lone surrogate."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(values, allow_nan=False)
+    return text
 
 
 def result_json(result: DecodeResult, settings: Settings, places: Sequence[WorkerPlace]) -> dict[str, Any]:
@@ -58,7 +65,9 @@ def result_json(result: DecodeResult, settings: Settings, places: Sequence[Worke
         "layout": record.layout.to_mapping(),
         "order": record.order(),
         "config": settings.to_mapping(),
-        **{key: meters[key] for key in ("steps", "nfe", "tpf", "arness", "sync", "seconds")},
+        **{key: meters[key] for key in ("steps", "nfe", "tpf", "arness")},
+        "sync": meters["sync"] | {key: meters[key] for key in ("batch", "useful_tokens", "useful_tokens_per_second")},
+        "seconds": meters["seconds"],
         "workers": [asdict(place) for place in places],
         "seed": settings.config.seed,
         "unknown_words": list(result.unknown_words),
@@ -182,6 +191,8 @@ def unknown_words_line(result: DecodeResult, model: str) -> str:
     """A warning that names the words the model has never seen; empty where there are none."""
     if not result.unknown_words:
         return ""
-    words = ", ".join(result.unknown_words)
+    named = [word if len(word) <= _LETTERS else f"{word[:_LETTERS]}…" for word in result.unknown_words[:_WORDS]]
+    more = len(result.unknown_words) - len(named)
+    words = ", ".join(named) + (f" and {more} more" if more else "")
     limit = "; it knows word problems only" if model == "nap-tiny" else ""
     return f"warning: {model} has never seen: {words}{limit}"

@@ -53,11 +53,21 @@ def check_fits(card: ModelCard, settings: Settings, question: str | None = None)
     try:
         Plan.of(build_layout(card, config, tokens), config, assignment)
     except UsageError as error:
-        if question is None and error.field == "prompt":
-            name = "gen_length" if config.layout == "plain" else "path_tokens"
-            text = f"{name}: the canvas is longer than the model's context of {card.config.max_positions}"
-            raise UsageError(text, field=name) from error
-        raise
+        if error.field != "path_tokens" and not (error.field == "prompt" and question is None):
+            raise
+        name = _longest(settings) if question is None else "prompt"  # the settings alone fit
+        text = f"{name}: the canvas is longer than the model's context of {card.config.max_positions}"
+        raise UsageError(text, field=name) from error
+
+
+def _longest(settings: Settings) -> str:
+    """The key that makes a canvas long."""
+    config = settings.config
+    if config.layout == "plain":
+        return "gen_length"
+    each = config.path_tokens
+    paths = sum(each) if isinstance(each, tuple) else (each or 0) * config.n_paths
+    return "summary_tokens" if (config.summary_tokens or 0) > paths else "path_tokens"
 
 
 @contextmanager
@@ -98,6 +108,25 @@ def _with_status(start: Callable[[], Any], settings: Settings) -> Any:
 
     with Console(stderr=True).status(f"{text} …"):
         return start()
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C raises, as ever, and is remembered: Python drops a KeyboardInterrupt that hits a destructor."""
+    pressed = threading.Event()
+
+    def on_interrupt(*_: object) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -54,6 +54,8 @@ class Settings:
         if not isinstance(self.model, str) or not isinstance(self.simulate, bool):
             name = "simulate" if isinstance(self.model, str) else "model"
             raise UsageError(f"{name}: {getattr(self, name)!r} is not of its type", field=name)
+        if not self.model:
+            raise UsageError("model: it is empty; give a checkpoint folder or nap-tiny", field="model")
         if self.simulate and self.workers == 1:
             raise UsageError("simulate: one worker needs no simulation; give --workers too", field="simulate")
         if self.address is not None and not self.on_ray:

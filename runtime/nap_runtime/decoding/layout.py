@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from nap_runtime.errors import UsageError
-from nap_runtime.job import MAX_CANVAS, LayoutKind, Topology
+from nap_runtime.job import MAX_CANVAS, MAX_ID, LayoutKind, Topology
 
 Ids = npt.NDArray[np.int64]
 BoolMatrix = npt.NDArray[np.bool_]
@@ -68,16 +69,32 @@ class CanvasLayout:
     fill_id: int
 
     def __post_init__(self) -> None:
+        self._check_parts()
         if self.prompt_tokens < 1:
             raise UsageError("prompt: it is empty; give a question", field="prompt")
         if len(self.headers) != len(self.budgets) or len(self.end_ids) != len(self.budgets) + 1:
             raise UsageError("layout: headers, budgets and end_ids do not match", field="layout")
         if min(self.budgets) < 1 or (self.kind == "nap" and self.summary_budget < 1):
             raise UsageError("layout: every path and the summary need at least one slot", field="path_tokens")
+        if self.kind == "plain" and (self.summary_budget or self.summary_header):
+            raise UsageError("layout: a plain canvas has no summary", field="layout")
         if self.kind == "nap" and min(map(len, (*self.headers, self.summary_header))) < 1:
             raise UsageError("headers: a think-block or summary header is empty", field="headers")
         if self.size > MAX_CANVAS:
             raise UsageError(f"canvas: {self.size} positions exceed the limit of {MAX_CANVAS}", field="path_tokens")
+
+    def _check_parts(self) -> None:
+        """Each number by itself: a layout may come out of a file, and nothing is added up or allocated before this."""
+        if self.kind not in get_args(LayoutKind):
+            raise UsageError(f"layout: unknown kind {self.kind!r}", field="layout")
+        for length in (self.prompt_tokens, *self.budgets, self.summary_budget):
+            if not 0 <= length <= MAX_CANVAS:
+                raise UsageError(
+                    f"layout: a part of {length} positions is beyond the limit of {MAX_CANVAS}", field="path_tokens"
+                )
+        ids = (self.mask_id, self.fill_id, *chain(*self.headers, self.summary_header, *self.end_ids))
+        if not all(0 <= token < MAX_ID for token in ids):
+            raise UsageError(f"layout: an id is not between 0 and {MAX_ID - 1}", field="layout")
 
     @property
     def n_paths(self) -> int:

@@ -17,10 +17,11 @@ class WorkerMeters:
         payload_bytes: content it had to tell: tokens (commits and fills) at 8 bytes, K/V rows, candidates, partial
             attention.
         wire_bytes: what it sent in fact: padded buffers, to each of the W − 1 peers (a ring all-gather sends as much).
-        blocked_seconds: waiting for and moving exchanged data, with nothing computed meanwhile.
+        blocked_seconds: packing, waiting for and unpacking exchanged data, with nothing computed meanwhile.
         overlapped_seconds: exchange that ran beside compute.
         compute_seconds: network, head and selection.
         recompute_seconds: the share of `compute_seconds` that went to recomputed rows (by rows).
+        first_commit_seconds: from the start of the batch to the end of the first step that committed (None: none did).
     """
 
     forwards: int = 0
@@ -33,6 +34,7 @@ class WorkerMeters:
     overlapped_seconds: float = 0.0
     compute_seconds: float = 0.0
     recompute_seconds: float = 0.0
+    first_commit_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ class RunMeters:
 
     Attributes:
         seconds: from the first step to the last report, model loaded and workers up.
-        seconds_first_commit: from the first step to the first commit known on the host.
+        seconds_first_commit: from the first step to the first commit on any worker.
         batch: canvases decoded together; the times and bytes are the batch's.
     """
 

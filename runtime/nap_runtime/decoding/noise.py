@@ -43,11 +43,11 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
 
 
 def uniform(seed: int, *, ids: Tensor, positions: Tensor, step: int, purpose: Purpose) -> Tensor:
-    """float64 numbers in (0, 1) of the broadcast shape of `ids` and `positions`, from 53 bits each."""
+    """float64 numbers in (0, 1) of the broadcast shape of `ids` and `positions`, from 52 bits each."""
     step_, purpose_ = (positions.new_full((), v) for v in (step, int(purpose)))
     high, low, *_ = philox4x32((ids, positions, step_, purpose_), (seed & _LOW, seed >> 32 & _LOW))
-    bits = ((high << 32) | low) >> 11 & ((1 << 53) - 1)
-    return (bits.double() + 0.5) * 2.0**-53
+    bits = ((high << 32) | low) >> 12 & ((1 << 52) - 1)
+    return (bits.double() + 0.5) * 2.0**-52  # never 0, nor rounded to 1
 
 
 def gumbel(seed: int, *, vocab: int, positions_S: Tensor, step: int) -> Tensor:

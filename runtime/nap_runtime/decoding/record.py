@@ -19,9 +19,10 @@ from nap_runtime.decoding.layout import CanvasLayout, Ids
 from nap_runtime.decoding.placement import Assignment
 from nap_runtime.decoding.state import Kind
 from nap_runtime.errors import RecordError
+from nap_runtime.job import MAX_CANVAS, MAX_ID, MAX_PATHS
 
 VERSION = 1
-MAX_BYTES = 64 << 20
+MAX_BYTES = 16 << 20
 _TOKEN = np.dtype([("id", "<u4"), ("position", "<u2"), ("confidence", "<f2")])
 
 
@@ -176,13 +177,13 @@ class DecodeRecord:
         Raises:
             RecordError: too large, not msgpack, another version, a broken seal, or malformed.
         """
-        outer = _unpack(data)
+        outer = _unpack(data, max_array_len=0, max_map_len=3, max_str_len=16)
         if outer.get("v") != VERSION:
             raise RecordError(f"trace: version {outer.get('v')!r} is not {VERSION}")
         body = outer.get("body")
         if not isinstance(body, bytes) or hashlib.sha256(body).digest() != outer.get("sha256"):
             raise RecordError("trace: the content does not match its SHA-256; the file was changed or cut short")
-        return cls._from_mapping(_unpack(body))
+        return cls._from_mapping(_unpack(body, max_array_len=2 * MAX_CANVAS, max_map_len=64))
 
     def _to_mapping(self) -> dict[str, Any]:
         return {
@@ -202,33 +203,61 @@ class DecodeRecord:
     @classmethod
     def _from_mapping(cls, values: Mapping[str, Any]) -> DecodeRecord:
         try:
+            if unknown := set(values) - _KEYS:
+                raise ValueError(f"unknown keys {sorted(map(str, unknown))}")
+            layout = CanvasLayout.from_mapping(values["layout"])
             return cls(
-                layout=CanvasLayout.from_mapping(values["layout"]),
-                prompt_ids=tuple(values["prompt_ids"]),
-                config=values["config"],
-                assignment=Assignment(tuple(values["assignment"])),
-                model=values["model"],
-                path_steps=int(values["path_steps"]),
-                steps=int(values["steps"]),
+                layout=layout,
+                prompt_ids=_ints(values["prompt_ids"], MAX_ID),
+                config=_mapping(values["config"]),
+                assignment=Assignment(_ints(values["assignment"], MAX_PATHS)),
+                model={str(key): str(value) for key, value in _mapping(values["model"]).items()},
+                path_steps=_int(values["path_steps"]),
+                steps=_int(values["steps"]),
                 deltas=tuple(CanvasDelta.from_wire(delta) for delta in values["deltas"]),
                 syncs=tuple(_sync(event) for event in values["syncs"]),
-                forwards=tuple(tuple(steps) for steps in values["forwards"]),
+                forwards=tuple(_ints(steps) for steps in values["forwards"]),
                 final_ids=np.frombuffer(values["final_ids"], dtype="<u4").astype(np.int64),
             )
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise RecordError(f"trace: malformed ({error})") from error
 
 
+_KEYS = {
+    *("layout", "prompt_ids", "config", "assignment", "model", "path_steps", "steps"),
+    *("deltas", "syncs", "forwards", "final_ids"),
+}
+
+
+def _int(value: object, high: int = MAX_CANVAS + 1) -> int:
+    if type(value) is not int or not 0 <= value < high:
+        raise ValueError(f"{value!r} is not an integer from 0 to {high - 1}")
+    return value
+
+
+def _ints(values: Sequence[object], high: int = MAX_CANVAS + 1) -> tuple[int, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"{type(values).__name__} where a list belongs")
+    return tuple(_int(value, high) for value in values)
+
+
+def _mapping(values: object) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise TypeError(f"{type(values).__name__} where a mapping belongs")
+    return values
+
+
 def _sync(values: Sequence[Any]) -> SyncEvent:
     step, kind, sources = values
-    return SyncEvent(step=int(step), kind=str(kind), sources=tuple(tuple(map(int, row)) for row in sources))
+    return SyncEvent(step=_int(step), kind=str(kind), sources=tuple(_ints(row) for row in sources))
 
 
-def _unpack(data: bytes) -> dict[str, Any]:
+def _unpack(data: bytes, **limits: int) -> dict[str, Any]:
+    """Unpack with every length bounded before anything of that length is made."""
     if len(data) > MAX_BYTES:
         raise RecordError(f"trace: {len(data)} bytes exceed the limit of {MAX_BYTES}")
     try:
-        values = msgpack.unpackb(data)
+        values = msgpack.unpackb(data, max_ext_len=0, **limits)
     except Exception as error:  # msgpack raises several unrelated types for malformed input
         raise RecordError(f"trace: not msgpack ({error})") from error
     if not isinstance(values, dict):

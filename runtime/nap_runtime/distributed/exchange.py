@@ -54,14 +54,15 @@ class KVExchange:
 
     def run(self) -> None:
         """Exchange, and put the peers' keys and values into the store."""
-        kv = (self._store.k_LBGNE, self._store.v_LBGNE)
-        mine = self._shares.rows[self._shares.rank]
-        for half, source in zip(self._send, kv, strict=True):
-            half[..., : len(mine), :] = source.index_select(3, mine)
-        self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
-        for rank, rows in self._shares.peers():
-            for half, target in zip(self._recv[rank], kv, strict=True):
-                target.index_copy_(3, rows, half[..., : len(rows), :])
+        with self._shares.wire.exchanging():
+            kv = (self._store.k_LBGNE, self._store.v_LBGNE)
+            mine = self._shares.rows[self._shares.rank]
+            for half, source in zip(self._send, kv, strict=True):
+                half[..., : len(mine), :] = source.index_select(3, mine)
+            self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
+            for rank, rows in self._shares.peers():
+                for half, target in zip(self._recv[rank], kv, strict=True):
+                    target.index_copy_(3, rows, half[..., : len(rows), :])
 
 
 class LayerKeys:
@@ -84,12 +85,13 @@ class LayerKeys:
 
     def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
         """Exchange this layer's keys and values, then attend over the whole canvas."""
-        mine = self._shares.rows[self._shares.rank]
-        self._send[0, ..., : len(mine), :] = k_BGRE
-        self._send[1, ..., : len(mine), :] = v_BGRE
-        self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
-        for (k_peer, v_peer), rows in zip(self._recv, self._shares.rows, strict=True):
-            self._store.write(layer, rows, k_peer[..., : len(rows), :], v_peer[..., : len(rows), :])
+        with self._shares.wire.exchanging():
+            mine = self._shares.rows[self._shares.rank]
+            self._send[0, ..., : len(mine), :] = k_BGRE
+            self._send[1, ..., : len(mine), :] = v_BGRE
+            self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
+            for (k_peer, v_peer), rows in zip(self._recv, self._shares.rows, strict=True):
+                self._store.write(layer, rows, k_peer[..., : len(rows), :], v_peer[..., : len(rows), :])
         return grouped_sdpa(q_BHRE, self._store.k_LBGNE[layer], self._store.v_LBGNE[layer], self._mask_RN)
 
 
@@ -140,9 +142,10 @@ class Partials:
 
     def _merge(self, o_BHRE: Tensor, lse_BHR: Tensor) -> Tensor:
         """One collective: output and log-sum-exp side by side, in the precision of the log-sum-exp."""
-        mine = torch.cat((o_BHRE.to(lse_BHR.dtype), lse_BHR.unsqueeze(-1)), dim=-1)
-        everyone = mine.new_empty((self._wire.comm.world, *mine.shape))
-        self._wire.all_gather(everyone, mine, payload_bytes=mine.nbytes)
+        with self._wire.exchanging():
+            mine = torch.cat((o_BHRE.to(lse_BHR.dtype), lse_BHR.unsqueeze(-1)), dim=-1)
+            everyone = mine.new_empty((self._wire.comm.world, *mine.shape))
+            self._wire.all_gather(everyone, mine, payload_bytes=mine.nbytes)
         return merge_partials(everyone[..., :-1], everyone[..., -1]).to(o_BHRE.dtype)
 
 
@@ -162,12 +165,13 @@ class TokenExchange:
 
     def run(self) -> None:
         """Exchange, and adopt the peers' tokens."""
-        mine = self._shares.rows[self._shares.rank]
-        self._send[0, :, : len(mine)] = self._state.committed_ids(mine)
-        self._send[1, :, : len(mine)] = self._state.score[:, mine].float().view(torch.int32)
-        self._shares.wire.all_gather(self._recv, self._send, payload_bytes=0)
-        for rank, slots in self._shares.peers():
-            self._state.adopt(slots, self._recv[rank, 0, :, : len(slots)].long())
+        with self._shares.wire.exchanging():
+            mine = self._shares.rows[self._shares.rank]
+            self._send[0, :, : len(mine)] = self._state.committed_ids(mine)
+            self._send[1, :, : len(mine)] = self._state.score[:, mine].float().view(torch.int32)
+            self._shares.wire.all_gather(self._recv, self._send, payload_bytes=0)
+            for rank, slots in self._shares.peers():
+                self._state.adopt(slots, self._recv[rank, 0, :, : len(slots)].long())
 
 
 class CandidateExchange:
@@ -195,10 +199,11 @@ class CandidateExchange:
 
     def run(self, ids_BS: Tensor, scores_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates of this worker's slots in, those of the whole region out. Ids are exact in float64."""
-        mine = ids_BS.shape[-1]
-        self._send[0, :, :mine], self._send[1, :, :mine] = ids_BS.double(), scores_BS.double()
-        self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._send[..., :mine].numel() * 8)
-        all_2BS = self._send.new_empty((2, self._send.shape[1], self._n))
-        for rank, places in enumerate(self._shares.rows):
-            all_2BS.index_copy_(2, places, self._recv[rank, ..., : len(places)])
+        with self._shares.wire.exchanging():
+            mine = ids_BS.shape[-1]
+            self._send[0, :, :mine], self._send[1, :, :mine] = ids_BS.double(), scores_BS.double()
+            self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._send[..., :mine].numel() * 8)
+            all_2BS = self._send.new_empty((2, self._send.shape[1], self._n))
+            for rank, places in enumerate(self._shares.rows):
+                all_2BS.index_copy_(2, places, self._recv[rank, ..., : len(places)])
         return all_2BS[0].long(), all_2BS[1]

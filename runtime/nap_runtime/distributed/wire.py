@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -61,12 +63,22 @@ class Wire:
     rows_recomputed: int = 0
     _waits: list[tuple[Mark, Mark]] = field(default_factory=list)
     _steps: list[_StepSpan] = field(default_factory=list)
+    _first_commit: Mark | None = None
+    _began: Mark = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self.clock.mark()
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Time an exchange as blocked, its packing and unpacking included."""
+        start = self.clock.mark()
+        yield
+        self._waits.append((start, self.clock.mark()))
 
     def all_gather(self, out: Tensor, inp: Tensor, *, payload_bytes: int) -> None:
-        """Gather, and count: padding goes over the wire but is no payload."""
-        start = self.clock.mark()
+        """Gather, and count: padding goes over the wire but is no payload. Call it while `exchanging`."""
         self.comm.all_gather(out, inp)
-        self._waits.append((start, self.clock.mark()))
         self.payload_bytes += payload_bytes if self.comm.world > 1 else 0
         self.wire_bytes += (self.comm.world - 1) * inp.nbytes
 
@@ -77,9 +89,11 @@ class Wire:
         self.rows_recomputed += extra_rows
         self._steps.append(_StepSpan(self.clock.mark(), extra_rows / max(rows, 1), len(self._waits)))
 
-    def end_step(self) -> None:
-        """The commit is done."""
+    def end_step(self, *, committed: bool) -> None:
+        """The step is done."""
         self._steps[-1].stop, self._steps[-1].waits_after = self.clock.mark(), len(self._waits)
+        if committed and self._first_commit is None:
+            self._first_commit = self._steps[-1].stop
 
     def meters(self) -> WorkerMeters:
         """The totals. On a GPU this waits for the stream."""
@@ -100,4 +114,5 @@ class Wire:
             blocked_seconds=sum(waits),
             compute_seconds=compute,
             recompute_seconds=recompute,
+            first_commit_seconds=None if self._first_commit is None else Clock.seconds(self._began, self._first_commit),
         )

@@ -65,13 +65,10 @@ class _Collected:
     """Reports of one batch as they come in."""
 
     started: float = field(default_factory=time.perf_counter)
-    first_commit: float | None = None
     deltas: dict[int, list[CanvasDelta]] = field(default_factory=dict)
 
     def add(self, report: Report) -> None:
         for canvas, deltas in enumerate(report.deltas):
-            if deltas and self.first_commit is None:
-                self.first_commit = time.perf_counter() - self.started
             self.deltas.setdefault(canvas, []).extend(deltas)
 
 
@@ -112,6 +109,8 @@ class Coordinator:
         assignment = self._assignment or Assignment.even(config.n_paths, self.executor.workers)
         observer = observer or Observer()
         for item in self._batches(jobs, config, assignment, batch_size):
+            if cancelled():
+                raise CancelledError("the decode was cancelled")
             results: Sequence[DecodeResult | JobFailure]
             results = [item] if isinstance(item, JobFailure) else self.run(item, observer, cancelled)
             for result in results:
@@ -156,10 +155,11 @@ class Coordinator:
         seconds = time.perf_counter() - collected.started
         if any(outcome.cancelled for outcome in outcomes):
             raise CancelledError("the decode was cancelled")
+        firsts = [outcome.meters.first_commit_seconds for outcome in outcomes]
         meters = RunMeters(
             workers=tuple(outcome.meters for outcome in outcomes),
             seconds=seconds,
-            seconds_first_commit=collected.first_commit or seconds,
+            seconds_first_commit=min((t for t in firsts if t is not None), default=seconds),
             batch=len(batch.jobs),
         )
         return [self._result(batch, canvas, outcomes, collected, meters) for canvas in range(len(batch.jobs))]

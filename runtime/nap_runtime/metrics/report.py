@@ -105,6 +105,7 @@ class RunMetrics:
         sync: what the talking cost (the batch's times and bytes).
         seconds: from the first step to the last report; `seconds_first_commit` to the first commit.
         steps: T, logical steps of the schedule.
+        batch: canvases decoded together, among which times and bytes are to be shared out.
     """
 
     nfe: Nfe
@@ -116,6 +117,7 @@ class RunMetrics:
     seconds: float
     seconds_first_commit: float
     steps: int
+    batch: int
 
     @classmethod
     def of(cls, record: DecodeRecord, meters: RunMeters, *, k: int = 1) -> RunMetrics:
@@ -142,6 +144,7 @@ class RunMetrics:
             seconds=meters.seconds,
             seconds_first_commit=meters.seconds_first_commit,
             steps=record.steps,
+            batch=meters.batch,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -153,6 +156,7 @@ class RunMetrics:
             "sync": _listed(asdict(self.sync)),
             "seconds": {"first_commit": self.seconds_first_commit, "total": self.seconds},
             "steps": self.steps,
+            "batch": self.batch,
             "useful_tokens": self.useful_tokens,
             "useful_tokens_per_second": self.useful_tokens_per_second,
         }

@@ -8,7 +8,8 @@ from itertools import groupby, pairwise
 import numpy as np
 
 from nap_runtime.decoding.layout import Ids, ThinkBlock
-from nap_runtime.decoding.record import CanvasDelta, DecodeRecord
+from nap_runtime.decoding.machine import Coordination, Finish, Plan
+from nap_runtime.decoding.record import CanvasDelta, DecodeRecord, SyncEvent
 from nap_runtime.decoding.schedule import UnmaskingSchedule
 from nap_runtime.decoding.state import Kind
 from nap_runtime.errors import RecordError, UsageError
@@ -31,6 +32,7 @@ def verify(record: DecodeRecord) -> None:
     _check_deltas(record, by_block)
     _Replay(record, schedule).run()
     _check_end(record)
+    _check_coordination(record)
 
 
 def _check_frame(record: DecodeRecord, by_block: bool) -> UnmaskingSchedule:
@@ -63,6 +65,31 @@ def _check_forwards(record: DecodeRecord) -> None:
     for worker, steps in enumerate(record.forwards):
         if not _rises(steps) or any(not 0 <= step < record.steps for step in steps):
             raise RecordError(f"trace: forwards of worker {worker} do not ascend within {record.steps} steps")
+
+
+def _check_coordination(record: DecodeRecord) -> None:
+    """The syncs are those that the config asks for, and whoever committed had run the network.
+
+    Syncs may be missing only at the end of a phase, where every path was closed and nobody ran any more.
+    """
+    for delta in record.deltas:
+        if not 0 <= delta.worker < len(record.forwards) or delta.step not in record.forwards[delta.worker]:
+            raise RecordError(f"trace: worker {delta.worker} commits at step {delta.step} without a forward")
+    wanted = _planned_syncs(record)
+    ran = sorted({step for steps in record.forwards for step in steps})
+    for first, last in ((0, record.path_steps), (record.path_steps, record.steps)):
+        due = [event for event in wanted if first <= event.step < last]
+        told = [event for event in record.syncs if first <= event.step < last]
+        late = due[len(told)].step if len(told) < len(due) else last
+        if told != due[: len(told)] or any(late <= step < last for step in ran):
+            raise RecordError(f"trace: its syncs are not those of its config, between step {first} and {last - 1}")
+
+
+def _planned_syncs(record: DecodeRecord) -> list[SyncEvent]:
+    machine = Coordination(Plan.of(record.layout, config_of(record), record.assignment))
+    while not isinstance(machine.next(), Finish):
+        pass
+    return machine.events
 
 
 def _check_syncs(record: DecodeRecord) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,10 @@ from nap_runtime.errors import ModelError
 
 Family = Literal["nap", "llada", "dream"]
 FAMILIES: tuple[Family, ...] = ("nap", "llada", "dream")
+
+# Far beyond any model of today; a config beyond them would only exhaust the memory.
+_LIMITS = {"n_layers": 1024, "vocab_size": 1 << 22, "max_positions": 1 << 16}
+_WIDEST = 1 << 20
 
 POSITIVE_FIELDS = (
     "n_layers",
@@ -57,6 +62,8 @@ class ModelConfig:
         for name in POSITIVE_FIELDS:
             if getattr(self, name) < 1:
                 raise ModelError(f"model config: {name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) > _LIMITS.get(name, _WIDEST):
+                raise ModelError(f"model config: {name} {getattr(self, name)} is above {_LIMITS.get(name, _WIDEST)}")
         self._check_shape()
         self._check_ids()
 
@@ -65,8 +72,10 @@ class ModelConfig:
             raise ModelError(f"model config: n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2:
             raise ModelError(f"model config: head_dim {self.head_dim} must be even (rotary embedding)")
-        if self.rope_theta <= 0 or self.norm_eps <= 0:
-            raise ModelError("model config: rope_theta and norm_eps must be positive")
+        if not (0 < self.rope_theta < math.inf and 0 < self.norm_eps < math.inf):
+            raise ModelError("model config: rope_theta and norm_eps must be positive and finite")
+        if self.mask_id in (self.eos_id, *self.end_ids):
+            raise ModelError(f"model config: mask_id {self.mask_id} ends texts too: give it an id of its own")
 
     def _check_ids(self) -> None:
         ids = {"mask_id": self.mask_id, "eos_id": self.eos_id, "pad_id": self.pad_id, "bos_id": self.bos_id}

@@ -105,7 +105,7 @@ def read_config(path: Path) -> ModelConfig:
         raw = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{source} does not exist: give a model folder (config.json + safetensors)") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{source} cannot be read as JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{source} must hold a JSON object, not {type(raw).__name__}")

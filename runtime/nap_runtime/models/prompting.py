@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,11 @@ class DecodeDefaults:
             return cls()
         try:
             values: Mapping[str, Any] = json.loads(file.read_text())
-            return cls(**values)
-        except (TypeError, ValueError) as error:
+            defaults = cls(**values)
+            DecodeConfig(paths=defaults.paths, path_tokens=defaults.path_tokens, summary_tokens=defaults.summary_tokens)
+            DecodeConfig(layout="plain", gen_length=defaults.gen_length, eos_weight=defaults.eos_weight)
+            return defaults
+        except (TypeError, ValueError, RecursionError) as error:
             known = ", ".join(f.name for f in fields(cls))
             raise ModelError(f"{file}: {error}; known keys are {known}") from error
 
@@ -50,15 +53,18 @@ def resolve(config: DecodeConfig, defaults: DecodeDefaults) -> DecodeConfig:
     """The same config with every default written out, so that a record or a printed config repeats the run."""
     changes: dict[str, Any] = {"rule": config.picks_by, "scope": config.picks_over}
     nap = config.layout == "nap"
-    wanted = ("paths", "path_tokens", "summary_tokens") if nap else ("gen_length",)
-    for name in (*wanted, "eos_weight"):
+    wanted: tuple[str, ...] = ("paths", "path_tokens", "summary_tokens") if nap else ("gen_length",)
+    if config.ranks_by_confidence:
+        wanted += ("eos_weight",)
+    for name in wanted:
         if getattr(config, name) is None:
             changes[name] = getattr(defaults, name)
     if nap and config.headers is None:
         changes["headers"] = "nap"
     if nap and isinstance(config.path_tokens, tuple):
         changes["paths"] = config.n_paths
-    changes["sync"] = replace(config.sync, topology=config.sync.sees)
+    summary = (config.sync.summary or "gather") if nap else None
+    changes["sync"] = replace(config.sync, topology=config.sync.sees, summary=summary)
     return replace(config, **changes)
 
 
@@ -68,12 +74,16 @@ def prompt_ids(card: ModelCard, question: str) -> tuple[int, ...]:
     A model without a tokenizer (random weights) gets the UTF-8 bytes modulo its vocabulary.
 
     Raises:
-        UsageError: the question is empty or longer than the model's context.
+        UsageError: the question is empty or no text.
     """
     if not question.strip():
         raise UsageError("prompt: it is empty; give a question", field="prompt")
+    try:
+        data = question.encode()
+    except UnicodeEncodeError:
+        raise UsageError("prompt: it is not valid Unicode text", field="prompt") from None
     if card.tokenizer is None:
-        ids = [byte % card.config.vocab_size for byte in question.encode()]
+        ids = [byte % card.config.vocab_size for byte in data]
     else:
         ids = card.tokenizer.encode_prompt(question)
     if not ids:
@@ -83,10 +93,10 @@ def prompt_ids(card: ModelCard, question: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Texts:
-    """Header and end-tag texts of the blocks, the summary's last."""
+    """Header and end-tag texts of the blocks, the summary's last; None for a block without an end tag."""
 
     headers: tuple[str, ...]
-    ends: tuple[str, ...]
+    ends: tuple[str | None, ...]
 
 
 def _texts(config: DecodeConfig, newline: str) -> _Texts:
@@ -100,23 +110,74 @@ def _texts(config: DecodeConfig, newline: str) -> _Texts:
     return _texts_from_file(Path(str(config.headers)), config.n_paths)
 
 
+_HEADER_KEYS = ("paths", "summary", "path_ends", "summary_end")
+
+
 def _texts_from_file(file: Path, paths: int) -> _Texts:
     """`{"paths": [header, …], "summary": header, "path_ends": [tag, …], "summary_end": tag}`; ends are optional."""
+    values = _read_headers(file)
+    headers = (*_strings(file, values, "paths", paths), _string(file, values, "summary"))
+    ends: Sequence[str | None] = _strings(file, values, "path_ends", paths) if "path_ends" in values else [None] * paths
+    end = _string(file, values, "summary_end") if "summary_end" in values else None
+    return _Texts(headers=headers, ends=(*ends, end))
+
+
+def _read_headers(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text())
-        headers = (*map(str, values["paths"]), str(values["summary"]))
-        ends = (*map(str, values.get("path_ends", [""] * paths)), str(values.get("summary_end", "")))
+        values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(
-            f"headers: use 'nap', 'text' or a JSON file; {file} cannot be read", field="headers"
-        ) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f'headers: {file}: not {{"paths": [...], "summary": "..."}} ({error})', field="headers"
-        ) from error
-    if len(headers) != paths + 1 or len(ends) != paths + 1:
-        raise UsageError(f"headers: {file} has {len(headers) - 1} path headers, the canvas {paths}", field="headers")
-    return _Texts(headers=headers, ends=ends)
+        text = f"headers: use 'nap', 'text' or a JSON file; {file} cannot be read"
+        raise UsageError(text, field="headers") from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise _wrong_headers(file, f"not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise _wrong_headers(file, 'not {"paths": [...], "summary": "..."}')
+    for key in values:
+        if key not in _HEADER_KEYS:
+            raise _wrong_headers(file, f"unknown key {key!a}; known are {', '.join(_HEADER_KEYS)}")
+    for key in ("paths", "summary"):
+        if key not in values:
+            raise _wrong_headers(file, f"no '{key}'")
+    return values
+
+
+def _strings(file: Path, values: Mapping[str, Any], key: str, paths: int) -> list[str]:
+    texts = values[key]
+    if not isinstance(texts, list) or not all(_is_text(text) for text in texts):
+        raise _wrong_headers(file, f"'{key}' is not a list of texts")
+    if len(texts) != paths:
+        what = "path headers" if key == "paths" else "path ends"
+        raise _wrong_headers(file, f"{len(texts)} {what}, the canvas has {paths} paths")
+    return texts
+
+
+def _string(file: Path, values: Mapping[str, Any], key: str) -> str:
+    text = values[key]
+    if not _is_text(text):
+        raise _wrong_headers(file, f"'{key}' is not a text")
+    return str(text)
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a string without lone surrogates, which no tokenizer takes."""
+    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def _wrong_headers(file: Path, problem: str) -> UsageError:
+    return UsageError(f"headers: {file}: {problem}", field="headers")
+
+
+def _check_headers(file: Path, tokenizer: Tokenizer, texts: _Texts, mask_id: int) -> None:
+    """Check a file's texts against the tokenizer that reads them."""
+    for text in texts.headers:
+        ids = tokenizer.encode(text)
+        if not ids:
+            raise _wrong_headers(file, f"no token is left of the header {text!r}")
+        if mask_id in ids:
+            raise _wrong_headers(file, f"the header {text!r} contains the mask token")
+    for end in texts.ends:
+        if end is not None and tokenizer.token_id(end) in (None, mask_id):
+            raise _wrong_headers(file, f"the end {end!r} is not one token of the model's tokenizer, or is its mask")
 
 
 def build_layout(card: ModelCard, config: DecodeConfig, prompt_tokens: int) -> CanvasLayout:
@@ -174,7 +235,9 @@ def _nap(card: ModelCard, config: DecodeConfig, prompt_tokens: int) -> CanvasLay
 
 def _tokenised(card: ModelCard, tokenizer: Tokenizer, config: DecodeConfig) -> tuple[_Blocks, _Blocks]:
     texts = _texts(config, newline="" if card.config.family == "nap" else "\n")
-    tags = tuple(tokenizer.token_id(end) for end in texts.ends)
+    if config.headers not in ("nap", "text"):
+        _check_headers(Path(str(config.headers)), tokenizer, texts, card.config.mask_id)
+    tags = tuple(None if end is None else tokenizer.token_id(end) for end in texts.ends)
     headers = tuple(tuple(tokenizer.encode(header)) for header in texts.headers)
     return headers, tuple((*(() if tag is None else (tag,)), *card.config.end_ids) for tag in tags)
 

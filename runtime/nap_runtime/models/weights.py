@@ -61,7 +61,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(tensor): str(name) for tensor, name in mapping.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ModelError(f"{index} is no shard index (weight_map: tensor to file): copy it again") from None
     outside = [name for name in names.values() if Path(name).name != name]
     if outside:

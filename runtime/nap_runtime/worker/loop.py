@@ -56,8 +56,8 @@ class Denoiser(Protocol):
 class Task:
     """A batch of canvases of one layout: what a worker is given once per batch.
 
-    A worker reports every R steps of the config, and every `report_every` steps too where that is given, for a view that
-    follows closely; nothing else depends on it.
+    A worker reports every R steps of the config, and every `report_every` steps too where that is given, for a view
+    that follows closely; nothing else depends on it.
     """
 
     plan: Plan
@@ -188,7 +188,7 @@ class _Run:
         else:
             self._commit_paths(step, quotas, hidden_BRD)
             self._commit_summary(step, hidden_BRD)
-        self.wire.end_step()
+        self.wire.end_step(committed=bool(quotas) or step.canvas is not None)
 
     def _own_quotas(self, step: Step) -> dict[int, int]:
         """Quota of each own path; none once the host knows that they are all closed."""

@@ -17,7 +17,7 @@ from nap_trainer.data.answers import canonical, find_answer, same_answer
 from nap_trainer.data.judge import GRAM
 from nap_trainer.data.leakage import EvalSet, Leak
 from nap_trainer.data.read import read_rows
-from nap_trainer.data.schema import BadRow, NapExample
+from nap_trainer.data.schema import TAG, BadRow, NapExample
 from nap_trainer.data.texts import grams, mean_pairwise, normalised, words
 
 SCHEMA = "nap.check/1"
@@ -44,8 +44,8 @@ class OverBudget:
 
 
 def word_count(text: str) -> int:
-    """A stand-in for tokens where there is no tokenizer: what stands between spaces."""
-    return len(text.split())
+    """A stand-in for tokens where there is no tokenizer: what stands between spaces; a tag is one."""
+    return len(TAG.sub("|", text).split())
 
 
 def token_count(tokenizer: Tokenizer) -> Count:

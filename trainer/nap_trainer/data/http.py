@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from nap_runtime import __version__
 from nap_runtime.errors import UsageError
 
+# Some servers turn away the library's own User-Agent.
+_HEADERS = {"Content-Type": "application/json", "User-Agent": f"nap-runtime/{__version__}"}
 _CHUNK = 65536
 _LIMIT = 16 * 2**20
 
@@ -66,7 +69,7 @@ def post_json(url: str, body: Mapping[str, Any], headers: Mapping[str, str], *, 
     """
     deadline = time.monotonic() + timeout
     data = json.dumps(body, allow_nan=False).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers}, method="POST")
+    request = urllib.request.Request(url, data, {**_HEADERS, **headers}, method="POST")
     try:
         with _opener.open(request, timeout=timeout) as answer:
             return Reply(answer.status, None, _read(answer, deadline))

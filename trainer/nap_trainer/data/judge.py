@@ -120,11 +120,11 @@ def _path(text: str, gold: str) -> Path:
 
 def _fault(text: str, *, cut: bool) -> str | None:
     """Why a text can be no path."""
+    if cut:
+        return "cut short"
     if not text:
         return "empty"
-    if len(text) > MAX_CHARS["paths"]:
-        return "too long"
-    return "cut short" if cut else None
+    return "too long" if len(text) > MAX_CHARS["paths"] else None
 
 
 def _chance(key: str, number: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +105,8 @@ def _load(settings: LocalModel) -> tuple[Any, Any]:
     if settings.gguf_file is not None and not (folder / settings.gguf_file).is_file():
         raise UsageError(f"gguf_file: {folder} has no {settings.gguf_file}", field="gguf_file")
     try:
-        return _loaded(settings)
+        with contextlib.redirect_stderr(io.StringIO()):  # bars that no setting turns off
+            return _loaded(settings)
     except Exception as error:  # transformers raises many kinds for a broken folder
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{folder} cannot be loaded as a causal LM ({reason})") from None

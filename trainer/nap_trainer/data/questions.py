@@ -38,6 +38,7 @@ class Question:
         Raises:
             FieldError: the question or its answer is missing or unusable.
         """
+        text = text_of("question", values.get("question")).strip()
         key = "gold" if values.get("gold") is not None else "answer"
         given = name_of("answer", values.get(key))
         gold = _THOUSANDS.sub("", given.rpartition(_MARK)[2]).strip() if _MARK in given else given
@@ -46,7 +47,7 @@ class Question:
         if len(gold) > _LONGEST:
             raise FieldError(key, f"has {len(gold)} characters and no '{_MARK} …' at its end; give the answer alone")
         name = None if values.get("id") is None else name_of("id", values["id"])
-        return cls(text=text_of("question", values.get("question")).strip(), gold=gold, id=name)
+        return cls(text=text, gold=gold, id=name)
 
 
 def read_questions(file: Path, limit: int | None = None) -> tuple[list[Question], int]:

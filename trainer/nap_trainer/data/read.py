@@ -29,7 +29,7 @@ def read_rows(file: Path) -> Iterator[Row | BadRow]:
     """Every row of a file, good or bad.
 
     Raises:
-        UsageError: the file cannot be opened (`field` is `file`).
+        UsageError: the file cannot be opened.
         DataError: it is damaged as a whole, or has no rows.
     """
     for number, item in built_rows(file, NapExample.from_mapping):
@@ -74,7 +74,7 @@ def built_rows(file: Path, build: Callable[[Mapping[str, Any]], T]) -> Iterator[
 def _raw_rows(file: Path) -> Iterator[RawRow | BadRow]:
     if not file.is_file():
         reason = "is a folder; give a file" if file.is_dir() else "No such file"
-        raise UsageError(f"file: {file}: {reason}", field="file")
+        raise UsageError(f"{file}: {reason}")
     return _parquet_rows(file) if file.suffix == _PARQUET else _jsonl_rows(file)
 
 
@@ -120,9 +120,7 @@ def _parquet_rows(file: Path) -> Iterator[RawRow]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UsageError(
-            f"file: {file} is parquet: pip install 'nap-runtime[train]', or give JSONL", field="file"
-        ) from None
+        raise UsageError(f"{file} is parquet: pip install 'nap-runtime[train]', or give JSONL") from None
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as table:

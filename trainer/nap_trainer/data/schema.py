@@ -56,10 +56,11 @@ class NapExample:
         Raises:
             FieldError: a field is missing, of the wrong kind, empty or too long.
         """
+        question = text_of("question", values.get("question"))
         paths = _paths(values.get("paths"))
         summary = _summary(values.get("summary"))
         return cls(
-            question=text_of("question", values.get("question")),
+            question=question,
             paths=paths,
             summary=summary,
             answer=_answer(values.get("answer"), summary),
