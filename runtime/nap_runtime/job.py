@@ -326,7 +326,8 @@ class DecodeJob:
 class DecodeResult:
     """What one decode gives back.
 
-    `answer` is None when the summary holds none. `record` is the trace; `metrics` every meter of the run.
+    `answer` is None when the summary holds none; `correct` says whether it is the gold one ("$1,000" is 1000.0), None
+    without a gold answer. `record` is the trace, `metrics` every meter of the run.
     """
 
     job: DecodeJob
@@ -337,8 +338,4 @@ class DecodeResult:
     record: DecodeRecord
     metrics: RunMetrics
     unknown_words: tuple[str, ...] = ()
-
-    @property
-    def correct(self) -> bool | None:
-        """Whether the answer equals the gold one; None without a gold answer."""
-        return None if self.job.gold is None else self.answer == self.job.gold
+    correct: bool | None = None

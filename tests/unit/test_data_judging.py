@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from nap_runtime.errors import DataError, UsageError
-from nap_runtime.metrics.answers import extract_boxed
-from nap_trainer.data.answers import canonical, find_answer, same_answer
+from nap_runtime.metrics.answers import canonical, extract_boxed, find_answer, same_answer
 from nap_trainer.data.check import Budgets, Check, spread, word_count
 from nap_trainer.data.http import check_url, retry_after
 from nap_trainer.data.journal import Journal

@@ -19,7 +19,7 @@ from nap_runtime.decoding.record import CanvasDelta, DecodeRecord
 from nap_runtime.errors import CancelledError, DecodeError, NapError
 from nap_runtime.executor.base import Executor
 from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult
-from nap_runtime.metrics.answers import extract_boxed
+from nap_runtime.metrics.answers import extract_boxed, same_answer
 from nap_runtime.metrics.report import RunMetrics
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.prompting import DecodeDefaults, build_layout, prompt_ids, resolve
@@ -203,6 +203,7 @@ class Coordinator:
             record=record,
             metrics=RunMetrics.of(record, meters),
             unknown_words=() if tokenizer is None else tuple(tokenizer.unknown_words(job.question)),
+            correct=None if job.gold is None else same_answer(answer, job.gold),
         )
 
     def text(self, ids: Ids, end_ids: Sequence[int]) -> str:

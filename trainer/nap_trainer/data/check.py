@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nap_runtime.metrics.answers import extract_boxed
+from nap_runtime.metrics.answers import canonical, extract_boxed, find_answer, same_answer
 from nap_runtime.models.tokenizer import Tokenizer
-from nap_trainer.data.answers import canonical, find_answer, same_answer
 from nap_trainer.data.judge import GRAM
 from nap_trainer.data.leakage import EvalSet, Leak
 from nap_trainer.data.read import read_rows

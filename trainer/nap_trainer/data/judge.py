@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nap_runtime.errors import UsageError
-from nap_trainer.data.answers import find_answer, same_answer
+from nap_runtime.metrics.answers import find_answer, same_answer
 from nap_trainer.data.prompts import cleaned, summary_for
 from nap_trainer.data.questions import Question
 from nap_trainer.data.schema import MAX_CHARS, MAX_PATHS, NapExample
