@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nap_runtime.decoding.schedule import (
     UnmaskingSchedule,
+    block_of,
     blockwise,
     dream,
     llada,
@@ -186,3 +187,9 @@ def test_the_rule_chooses_the_schedule(plain_layout: Any) -> None:
 def test_more_steps_than_slots_is_refused(nap_layout: Any) -> None:
     with pytest.raises(UsageError, match="14 is more than the 13 slots"):
         UnmaskingSchedule.plan(nap_layout((5, 5), summary=3), DecodeConfig(paths=2, steps=14))
+
+
+@pytest.mark.parametrize(("slots", "length"), [(128, 32), (132, 22), (40, 20), (7, 7), (37, 1)])
+def test_the_default_block_divides_the_slots(slots: int, length: int) -> None:
+    assert block_of(slots, None) == length
+    assert block_of(slots, 5) == 5

@@ -62,6 +62,11 @@ def blockwise(slots: int, steps: int, block_length: int) -> tuple[int, ...]:
     return llada(block_length, steps // blocks) * blocks
 
 
+def block_of(slots: int, block_length: int | None) -> int:
+    """Slots of one block: as asked for, or by default the largest divisor of the slots up to LLaDA's usual 32."""
+    return block_length or max(length for length in range(1, min(32, slots) + 1) if slots % length == 0)
+
+
 def path_steps(path_slots: int, summary_slots: int, steps: int) -> int:
     """T_p, the steps that go to the paths: clamp(round(T·P/(P+S)), 1, T−1); 1 where T = 1."""
     if steps == 1:
@@ -112,5 +117,5 @@ class UnmaskingSchedule:
 
 def _canvas_quotas(slots: int, steps: int, config: DecodeConfig) -> tuple[int, ...]:
     if config.picks_by == "blockwise":
-        return blockwise(slots, steps, config.block_length or min(32, slots))
+        return blockwise(slots, steps, block_of(slots, config.block_length))
     return (dream if config.rule_args.get("schedule") == "dream" else llada)(slots, steps)

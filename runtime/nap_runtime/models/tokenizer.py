@@ -18,11 +18,11 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from nap_runtime.errors import ModelError, UsageError
+from nap_runtime.job import MAX_PATHS
 from nap_runtime.models.detokenise import BOXED, join_words
 from nap_runtime.models.files import atomic_path
 
 MASK, EOS, UNK = "<mask>", "<eos>", "<unk>"
-MAX_PATHS = 6
 SPECIAL_TOKENS = (
     MASK,
     EOS,

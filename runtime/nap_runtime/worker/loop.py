@@ -28,6 +28,7 @@ from nap_runtime.decoding.machine import (
 )
 from nap_runtime.decoding.meters import WorkerMeters
 from nap_runtime.decoding.record import SyncEvent
+from nap_runtime.decoding.schedule import block_of
 from nap_runtime.decoding.state import CanvasState, Region
 from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge_flags
 from nap_runtime.distributed.exchange import TOKEN_BYTES
@@ -260,7 +261,7 @@ class _Run:
         """Pick the quota of a region, commit it, and close the blocks that are done. A plain region never closes."""
         config, positions_S = self.config, region.positions_S
         ranks_BS = rules.rank_scores(config.picks_by, scores_BS, positions_S=positions_S, seed=config.seed, step=step)
-        block = (config.block_length or min(32, len(positions_S))) if config.picks_by == "blockwise" else None
+        block = block_of(len(positions_S), config.block_length) if config.picks_by == "blockwise" else None
         picked_BS = rules.pick(ranks_BS, self.state.masked[:, positions_S], quota, block_length=block)
         self.state.commit(positions_S, picked_BS, ids_BS, scores_BS, step)
         self._dirty = self._dirty or quota > 0

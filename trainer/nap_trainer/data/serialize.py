@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nap_runtime.errors import DataError
+from nap_runtime.job import MAX_PATHS
 from nap_runtime.models.files import atomic_path
-from nap_runtime.models.tokenizer import MAX_PATHS
 from nap_trainer.data.read import good, place, read_rows
 from nap_trainer.data.schema import NapExample
 
