@@ -213,7 +213,7 @@ class _Run:
 
     def _extra_rows(self, step: Step, rows: int) -> int:
         """Rows that only a sync or a refresh asks for."""
-        if step.step == 0 or self.config.sync.mode == "exact":
+        if step.step == 0 or step.layerwise is Layerwise.KEYS or self.config.sync.mode == "exact":
             return 0
         summary = self.layout.summary
         needed = len(summary.rows) if step.summary is not None and summary is not None else self._own_rows
