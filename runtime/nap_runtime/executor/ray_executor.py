@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import queue
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -131,10 +132,12 @@ class RayExecutor:
     ) -> None:
         self.workers = workers
         self._cluster = cluster or ClusterOptions()
-        self._owns_cluster = _connect(self._cluster, workers)
+        self._owns_cluster = False
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         try:
+            with _interrupts_wait():
+                self._owns_cluster = _connect(self._cluster)
             self._place(device)
             self.places = self._start(str(model), str(dtype).removeprefix("torch."), device)
         except BaseException:
@@ -221,7 +224,23 @@ class RayExecutor:
             self._owns_cluster = False
 
 
-def _connect(cluster: ClusterOptions, workers: int) -> bool:
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back until Ray is up: a cluster that is interrupted while it starts cannot be stopped again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed.is_set():
+        signal.raise_signal(signal.SIGINT)
+
+
+def _connect(cluster: ClusterOptions) -> bool:
     """Join a cluster, or start a local one. Returns whether it is ours to stop."""
     if ray.is_initialized():
         joined = ray.get_runtime_context().gcs_address
