@@ -6,7 +6,7 @@ import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, overload
+from typing import overload
 
 import torch
 
@@ -14,12 +14,18 @@ from nap_runtime.errors import UsageError
 from nap_runtime.executor.base import Executor
 from nap_runtime.executor.coordinator import Coordinator, JobFailure
 from nap_runtime.executor.inline import InlineExecutor
-from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult
+from nap_runtime.job import (
+    DEVICES,
+    DTYPES,
+    DecodeConfig,
+    DecodeJob,
+    DecodeResult,
+    Device,
+    DType,
+    at_least,
+    one_of,
+)
 from nap_runtime.models.loading import LoadedModel, ModelCard, load_model, read_card
-
-Device = Literal["cpu", "cuda"]
-DType = Literal["float32", "float64", "bfloat16"]
-DTYPES: dict[str, torch.dtype] = {t: getattr(torch, t) for t in ("float32", "float64", "bfloat16")}
 
 
 def check_device(device: str) -> None:
@@ -28,8 +34,7 @@ def check_device(device: str) -> None:
     Raises:
         UsageError: it is unknown, or there is no GPU.
     """
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"device: unknown value '{device}'; use one of cpu, cuda", field="device")
+    one_of("device", device, DEVICES)
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device: torch sees no CUDA device; use cpu", field="device")
 
@@ -40,9 +45,9 @@ def check_dtype(dtype: str) -> torch.dtype:
     Raises:
         UsageError: it is unknown.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype: unknown value '{dtype}'; use one of {', '.join(DTYPES)}", field="dtype")
-    return DTYPES[dtype]
+    one_of("dtype", dtype, DTYPES)
+    kind: torch.dtype = getattr(torch, dtype)
+    return kind
 
 
 def make_executor(
@@ -180,8 +185,7 @@ def _check_arguments(questions: object, config: object, workers: object, batch_s
     if not isinstance(config, DecodeConfig):
         raise UsageError("config: give a DecodeConfig (see DecodeConfig.from_mapping)", field="config")
     for name, value in (("workers", workers), ("batch_size", batch_size)):
-        if type(value) is not int or value < 1:
-            raise UsageError(f"{name}: {value!r} is not an integer of at least 1", field=name)
+        at_least(name, value, 1)
 
 
 def _or_raise(result: DecodeResult | JobFailure) -> DecodeResult:

@@ -24,6 +24,10 @@ Confidence = Literal["max-prob", "margin", "entropy"]
 SyncMode = Literal["exact", "tokens", "shared", "kv", "none"]
 Topology = Literal["full", "hub", "isolated"]
 SummaryMode = Literal["gather"]
+Device = Literal["cpu", "cuda"]
+DType = Literal["float32", "float64", "bfloat16"]
+DEVICES: tuple[Device, ...] = get_args(Device)
+DTYPES: tuple[DType, ...] = get_args(DType)
 
 MAX_PATHS = 6  # NAP's tags run from <think 1> to <think 6>
 MAX_CANVAS = 65_536  # positions travel as u16
@@ -34,14 +38,16 @@ _SUMMARIES_TO_COME = ("consensus", "live")
 _SCHEDULES = ("llada", "dream")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...], to_come: tuple[str, ...] = ()) -> None:
+def one_of(name: str, value: str, allowed: tuple[str, ...], to_come: tuple[str, ...] = ()) -> None:
+    """UsageError unless the value is allowed; NotBuiltError if it is one `to_come`."""
     if value in to_come:
         raise NotBuiltError(f"{name}: '{value}' is not built yet; use one of {', '.join(allowed)}", field=name)
     if value not in allowed:
         raise UsageError(f"{name}: unknown value '{value}'; use one of {', '.join(allowed)}", field=name)
 
 
-def _at_least(name: str, value: int, low: int) -> None:
+def at_least(name: str, value: object, low: int) -> None:
+    """UsageError unless the value is an integer, no bool, of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise UsageError(f"{name}: {value!r} is not an integer of at least {low}", field=name)
 
@@ -92,14 +98,14 @@ class SyncPolicy:
     summary: SummaryMode | None = None
 
     def __post_init__(self) -> None:
-        _one_of("sync", self.mode, get_args(SyncMode))
+        one_of("sync", self.mode, get_args(SyncMode))
         if self.summary is not None:
-            _one_of("summary", self.summary, get_args(SummaryMode), _SUMMARIES_TO_COME)
+            one_of("summary", self.summary, get_args(SummaryMode), _SUMMARIES_TO_COME)
         if self.topology is not None:
-            _one_of("topology", self.topology, get_args(Topology))
+            one_of("topology", self.topology, get_args(Topology))
         if self.every is not None:
-            _at_least("every", self.every, 1)
-        _at_least("warmup", self.warmup, 0)
+            at_least("every", self.every, 1)
+        at_least("warmup", self.warmup, 0)
         if self.overlap:
             raise NotBuiltError("overlap: not built yet; leave it out", field="overlap")
         self._check_mode()
@@ -174,12 +180,12 @@ class DecodeConfig:
     control_every: int = 8
 
     def __post_init__(self) -> None:
-        _one_of("layout", self.layout, get_args(LayoutKind))
+        one_of("layout", self.layout, get_args(LayoutKind))
         if self.rule is not None:
-            _one_of("rule", self.rule, get_args(Rule), _RULES_TO_COME)
+            one_of("rule", self.rule, get_args(Rule), _RULES_TO_COME)
         if self.scope is not None:
-            _one_of("scope", self.scope, get_args(Scope))
-        _one_of("confidence", self.confidence, get_args(Confidence))
+            one_of("scope", self.scope, get_args(Scope))
+        one_of("confidence", self.confidence, get_args(Confidence))
         self._check_kinds()
         self._check_numbers()
         self._check_layout()
@@ -197,16 +203,16 @@ class DecodeConfig:
     def _check_numbers(self) -> None:
         for name in ("steps", "summary_tokens", "gen_length", "block_length", "control_every"):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
+                at_least(name, getattr(self, name), 1)
         if self.paths is not None:
-            _at_least("paths", self.paths, 1)
+            at_least("paths", self.paths, 1)
             if self.paths > MAX_PATHS:
                 raise UsageError(
                     f"paths: {self.paths} is more than the {MAX_PATHS} that NAP has tags for", field="paths"
                 )
         if self.path_tokens is not None:
             for budget in self.path_tokens if isinstance(self.path_tokens, tuple) else (self.path_tokens,):
-                _at_least("path_tokens", budget, 1)
+                at_least("path_tokens", budget, 1)
         _check_weight("temperature", self.temperature)
         if self.eos_weight is not None:
             _check_weight("eos_weight", self.eos_weight)
@@ -242,7 +248,7 @@ class DecodeConfig:
         for key, value in self.rule_args.items():
             if key != "schedule" or self.picks_over != "canvas" or self.picks_by == "blockwise":
                 raise UsageError(f"rule_args: rule '{self.picks_by}' does not use '{key}'", field="rule_args")
-            _one_of("rule_args: schedule", value, _SCHEDULES)
+            one_of("rule_args: schedule", value, _SCHEDULES)
         if self.picks_over == "canvas" and not (self.sync.mode == "exact" or self.tokens_each_step):
             raise UsageError(
                 f"sync: scope 'canvas' needs every candidate at every step: use 'exact' or 'tokens' with every 1, "

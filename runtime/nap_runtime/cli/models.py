@@ -9,8 +9,8 @@ from typing import Any
 
 from nap_runtime.cli import output
 from nap_runtime.cli.parser import Parser, integer
-from nap_runtime.cli.settings import DTYPES
 from nap_runtime.errors import UsageError
+from nap_runtime.job import DTYPES
 
 _MAKE = """\
 Write a model folder with random weights, for benchmarks and tests.

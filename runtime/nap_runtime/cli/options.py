@@ -12,8 +12,9 @@ from typing import Any, get_args
 
 from nap_runtime import job
 from nap_runtime.cli.parser import Parser, budgets, integer, key_value, number
-from nap_runtime.cli.settings import DEVICES, DTYPES, Settings, merge, read_yaml, sync_keys
+from nap_runtime.cli.settings import Settings, merge, read_yaml, sync_keys
 from nap_runtime.errors import NotBuiltError, UsageError
+from nap_runtime.job import DEVICES, DTYPES
 
 _TO_COME = ("threshold", "factor", "cfg")
 _TINY = Path(__file__).resolve().parents[1] / "models" / "nap_tiny" / "decode.json"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nap_runtime.cli.settings import Settings
 from nap_runtime.errors import UsageError
+from nap_runtime.executor.interrupts import on_interrupt
 
 if TYPE_CHECKING:
     from nap_runtime.executor.coordinator import Coordinator
@@ -115,28 +116,16 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     """Ctrl-C raises, as ever, and is remembered: Python drops a KeyboardInterrupt that hits a destructor."""
     pressed = threading.Event()
 
-    def on_interrupt(*_: object) -> None:
+    def press(*_: object) -> None:
         pressed.set()
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    with on_interrupt(press):
         yield pressed.is_set
-        return
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """A second Ctrl-C must not keep the workers from being stopped."""
-    if threading.current_thread() is not threading.main_thread():
+    with on_interrupt(signal.SIG_IGN):
         yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nap_runtime.errors import UsageError
-from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.job import DEVICES, DTYPES, DecodeConfig, SyncPolicy, at_least, one_of
 
 if TYPE_CHECKING:
     from nap_runtime.models.loading import ModelCard
-
-DEVICES = ("cpu", "cuda")
-DTYPES = ("float32", "float64", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +40,10 @@ class Settings:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("device", DEVICES), ("dtype", DTYPES)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise UsageError(f"{name}: unknown value '{value}'; use one of {', '.join(allowed)}", field=name)
-        for name in ("workers", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name}: {value!r} is not an integer of at least 1", field=name)
+        one_of("device", self.device, DEVICES)
+        one_of("dtype", self.dtype, DTYPES)
+        at_least("workers", self.workers, 1)
+        at_least("batch_size", self.batch_size, 1)
         if not isinstance(self.model, str) or not isinstance(self.simulate, bool):
             name = "simulate" if isinstance(self.model, str) else "model"
             raise UsageError(f"{name}: {getattr(self, name)!r} is not of its type", field=name)

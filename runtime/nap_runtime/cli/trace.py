@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from nap_runtime.cli import output, session
 from nap_runtime.cli.parser import FAILURE, Parser
-from nap_runtime.cli.settings import DTYPES, Settings
+from nap_runtime.cli.settings import Settings
 from nap_runtime.errors import RecordError, UsageError
+from nap_runtime.job import DTYPES
 
 if TYPE_CHECKING:
     from nap_runtime.decoding.record import CanvasDelta, DecodeRecord

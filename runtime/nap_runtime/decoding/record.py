@@ -205,9 +205,8 @@ class DecodeRecord:
         try:
             if unknown := set(values) - _KEYS:
                 raise ValueError(f"unknown keys {sorted(map(str, unknown))}")
-            layout = CanvasLayout.from_mapping(values["layout"])
             return cls(
-                layout=layout,
+                layout=CanvasLayout.from_mapping(values["layout"]),
                 prompt_ids=_ints(values["prompt_ids"], MAX_ID),
                 config=_mapping(values["config"]),
                 assignment=Assignment(_ints(values["assignment"], MAX_PATHS)),

@@ -35,6 +35,15 @@ class _RowShares:
         self.rows = _indices(rows_by_worker, device)
         self.widest = max(len(r) for r in rows_by_worker)
 
+    @property
+    def mine(self) -> Tensor:
+        """This worker's rows."""
+        return self.rows[self.rank]
+
+    def payload_of(self, buffer: Tensor) -> int:
+        """Bytes of a padded buffer that hold this worker's rows."""
+        return buffer.nbytes * len(self.mine) // self.widest
+
     def peers(self) -> list[tuple[int, Tensor]]:
         """Every other worker with its rows."""
         return [(rank, rows) for rank, rows in enumerate(self.rows) if rank != self.rank]
@@ -50,13 +59,13 @@ class KVExchange:
         shape = (2, *k.shape[:3], self._shares.widest, k.shape[-1])
         self._send = k.new_zeros(shape)
         self._recv = k.new_zeros((wire.comm.world, *shape))
-        self._payload = self._send.nbytes * len(self._shares.rows[self._shares.rank]) // self._shares.widest
+        self._payload = self._shares.payload_of(self._send)
 
     def run(self) -> None:
         """Exchange, and put the peers' keys and values into the store."""
         with self._shares.wire.exchanging():
             kv = (self._store.k_LBGNE, self._store.v_LBGNE)
-            mine = self._shares.rows[self._shares.rank]
+            mine = self._shares.mine
             for half, source in zip(self._send, kv, strict=True):
                 half[..., : len(mine), :] = source.index_select(3, mine)
             self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
@@ -81,12 +90,12 @@ class LayerKeys:
         shape = (2, *k.shape[1:3], self._shares.widest, k.shape[-1])
         self._send = k.new_zeros(shape)
         self._recv = k.new_zeros((wire.comm.world, *shape))
-        self._payload = self._send.nbytes * len(self._shares.rows[self._shares.rank]) // self._shares.widest
+        self._payload = self._shares.payload_of(self._send)
 
     def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
         """Exchange this layer's keys and values, then attend over the whole canvas."""
         with self._shares.wire.exchanging():
-            mine = self._shares.rows[self._shares.rank]
+            mine = self._shares.mine
             self._send[0, ..., : len(mine), :] = k_BGRE
             self._send[1, ..., : len(mine), :] = v_BGRE
             self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
@@ -166,7 +175,7 @@ class TokenExchange:
     def run(self) -> None:
         """Exchange, and adopt the peers' tokens."""
         with self._shares.wire.exchanging():
-            mine = self._shares.rows[self._shares.rank]
+            mine = self._shares.mine
             self._send[0, :, : len(mine)] = self._state.committed_ids(mine)
             self._send[1, :, : len(mine)] = self._state.score[:, mine].float().view(torch.int32)
             self._shares.wire.all_gather(self._recv, self._send, payload_bytes=0)

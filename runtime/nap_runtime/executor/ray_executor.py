@@ -32,6 +32,7 @@ from nap_runtime.distributed.torch_group import (
 )
 from nap_runtime.errors import NapError, UsageError, WorkerError
 from nap_runtime.executor.base import WorkerPlace
+from nap_runtime.executor.interrupts import on_interrupt
 from nap_runtime.models.loading import load_weights, read_card
 from nap_runtime.worker import BlockWorker, Outcome, Report, Task
 
@@ -227,15 +228,9 @@ class RayExecutor:
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
     """Hold Ctrl-C back until Ray is up: a cluster that is interrupted while it starts cannot be stopped again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     pressed = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.set())
-    try:
+    with on_interrupt(lambda *_: pressed.set()):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
     if pressed.is_set():
         signal.raise_signal(signal.SIGINT)
 
