@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 from nap_runtime import __version__
-from nap_runtime.cli import data, decode, doctor, evaluate, measure, models, trace
+from nap_runtime.cli import data, decode, doctor, evaluate, measure, models, session, trace
 from nap_runtime.cli.options import line_of
 from nap_runtime.cli.parser import FAILURE, INTERRUPTED, USAGE, CommandError, Parser, parse
 from nap_runtime.errors import CancelledError, ModelError, NapError, UsageError
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print_anything()
     try:
         args = parse(build_parser(), sys.argv[1:] if argv is None else argv)
-        code: int = args.run(args)
+        with session.interruptible():
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # --help and --version
@@ -73,7 +74,7 @@ def _end(error: BaseException, args: argparse.Namespace | None) -> int:
 def _message(error: BaseException, args: argparse.Namespace | None) -> tuple[str, int]:
     if isinstance(error, CommandError):
         return str(error), error.code
-    if isinstance(error, KeyboardInterrupt | CancelledError):
+    if isinstance(error, KeyboardInterrupt | CancelledError) or session.interrupted():
         return "interrupted", INTERRUPTED
     if isinstance(error, UsageError):
         return line_of(error, args), USAGE

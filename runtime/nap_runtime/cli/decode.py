@@ -169,10 +169,7 @@ class _Decode:
         return FAILURE if self._broken else USAGE
 
     def _run(self, good: list[DecodeJob]) -> None:
-        with (
-            session.interruptible() as self._cancelled,
-            session.coordinator(self._card, self._settings, quiet=self._json) as coordinator,
-        ):
+        with session.coordinator(self._card, self._settings, quiet=self._json) as coordinator:
             self._executor: Executor = coordinator.executor
             results = self._watch(coordinator, good) if self._live else self._decode(coordinator, good)
             self._print_in_order(results)
@@ -182,7 +179,7 @@ class _Decode:
     ) -> Iterator[DecodeResult | JobFailure]:
         size = self._settings.batch_size
         return coordinator.decode(
-            good, self._settings.config, batch_size=size, observer=observer, cancelled=self._cancelled
+            good, self._settings.config, batch_size=size, observer=observer, cancelled=session.interrupted
         )
 
     def _watch(self, coordinator: Coordinator, good: list[DecodeJob]) -> list[DecodeResult | JobFailure]:

@@ -107,12 +107,11 @@ def _decode(
         for index, problem in enumerate(problems)
     ]
     results: list[DecodeResult | None] = [None] * len(jobs)
-    with (
-        session.interruptible() as cancelled,
-        session.coordinator(card, settings, quiet=quiet, loaded=loaded) as coordinator,
-    ):
+    with session.coordinator(card, settings, quiet=quiet, loaded=loaded) as coordinator:
         started = time.perf_counter()
-        decoded = coordinator.decode(jobs, settings.config, batch_size=settings.batch_size, cancelled=cancelled)
+        decoded = coordinator.decode(
+            jobs, settings.config, batch_size=settings.batch_size, cancelled=session.interrupted
+        )
         with _progress(decoded, len(jobs), quiet=quiet) as watched:
             for result in watched:
                 if isinstance(result, DecodeResult):

@@ -90,6 +90,8 @@ def coordinator(
             address=settings.address,
         )
 
+    if interrupted():
+        raise KeyboardInterrupt
     executor = _with_status(start, settings) if settings.on_ray and not quiet else start()
     try:
         yield Coordinator(card, executor)
@@ -111,17 +113,25 @@ def _with_status(start: Callable[[], Any], settings: Settings) -> Any:
         return start()
 
 
+_pressed = threading.Event()
+
+
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C raises, as ever, and is remembered: Python drops a KeyboardInterrupt that hits a destructor."""
-    pressed = threading.Event()
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, as ever, and is remembered: it is lost where it hits a destructor or a library's import."""
 
     def press(*_: object) -> None:
-        pressed.set()
+        _pressed.set()
         raise KeyboardInterrupt
 
+    _pressed.clear()
     with on_interrupt(press):
-        yield pressed.is_set
+        yield
+
+
+def interrupted() -> bool:
+    """Whether Ctrl-C has been pressed since the command began."""
+    return _pressed.is_set()
 
 
 @contextmanager
