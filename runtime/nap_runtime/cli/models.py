@@ -1,4 +1,4 @@
-"""`nap model info | make | export`."""
+"""`nap model info | make | export | convert`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nap_runtime.cli import output
-from nap_runtime.cli.parser import Parser, integer
+from nap_runtime.cli.parser import Parser, integer, positive
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DTYPES
 
@@ -19,6 +19,12 @@ Shapes: llada-8b, dream-7b, llada-tiny, dream-tiny, nap-tiny. Without a tokenize
 """
 _EXPORT = """\
 Write a model's weights under the original tensor names of its family, with its tokenizer.
+"""
+_CONVERT = """\
+Make a model of ours from a causal language model, to be adapted to masked diffusion.
+
+SOURCE is a Hugging Face folder (Llama or Qwen2 architecture, safetensors) or a GGUF file. The vocabulary gets the
+mask and NAP's tags; until it is adapted, the model predicts the next token only.
 """
 _DEFAULT_DTYPE = "bfloat16"
 
@@ -38,6 +44,13 @@ def register(root: Parser) -> None:
     export.add_argument("model", metavar="nap-tiny|PATH")
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)")
     _add_dtype(export, "precision to store (default: as stored)")
+    convert = group.command("convert", _CONVERT, _convert)
+    convert.add_argument("source", type=Path, metavar="SOURCE")
+    convert.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)")
+    convert.add_argument("--mask-token", metavar="TOKEN", help="name of the mask (default: <mask>)")
+    convert.add_argument("--shifted", action="store_true", help="row i - 1 predicts position i (default: row i)")
+    convert.add_argument("--max-positions", type=positive, metavar="N", help="context of the model (default: 1024)")
+    _add_dtype(convert, f"precision to store (default: {_DEFAULT_DTYPE})")
 
 
 def _add_dtype(parser: Parser, text: str) -> None:
@@ -99,4 +112,17 @@ def _export(args: argparse.Namespace) -> int:
         shutil.copyfile(defaults, args.out / defaults.name)
     words = f"tokenizer {', '.join(copied)}" if copied else "no tokenizer"
     print(f"{args.out}: {loaded.config.family}, {loaded.config.n_params:,} weights, {words}")
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from nap_trainer.adapt.convert import convert, describe_types
+
+    options = {name: getattr(args, name) for name in ("mask_token", "shifted", "max_positions") if name in args}
+    config, note = convert(args.source, args.out, dtype=_dtype(getattr(args, "dtype", _DEFAULT_DTYPE)), **options)
+    kind = "shifted" if config.shifted_logits else "unshifted"
+    print(f"{args.out}: {config.n_params:,} weights from {note.source} ({describe_types(note.stored)}), {kind} logits")
+    print(
+        f"vocabulary {note.vocabulary[0]} -> {note.vocabulary[1]}, {len(note.added)} new tokens, mask {config.mask_id}"
+    )
     return 0
