@@ -9,9 +9,18 @@
     ├── RecordError         a trace is malformed, or contradicts itself
     ├── DataError           a file of training data is malformed; file, row and field are named
     ├── TeacherError        a teacher gave no usable text
-    └── DecodeError         a decode could not be finished
-        ├── WorkerError     a worker died or left its process group
-        └── CancelledError  the caller asked for it
+    ├── DecodeError         a decode could not be finished
+    │   ├── WorkerError     a worker failed
+    │   │   └── WorkerLostError   a worker's process died, froze or was cut off
+    │   └── CancelledError  the caller asked for it
+    ├── JournalError        the service's job journal cannot be read or written
+    └── ServiceError        a call to the service did not succeed
+        ├── UnavailableError      nobody answers, or the server is going away
+        ├── AccessError           no valid token, or one without the scope
+        ├── NoSuchJobError        the job is unknown, or no longer kept
+        ├── BusyError             a queue or quota is full; `retry_after` says when to try again
+        ├── KeyConflictError      the idempotency key belongs to another job
+        └── JobFailedError        the job ended without a result
 """
 
 from __future__ import annotations
@@ -63,3 +72,47 @@ class WorkerError(DecodeError):
 
 class CancelledError(DecodeError):
     """The caller cancelled the decode."""
+
+
+class WorkerLostError(WorkerError):
+    """A worker's process died, froze or was cut off from its group: the others can go on without it."""
+
+
+class JournalError(NapError):
+    """The job journal cannot be read or written. The message names the file and the mend."""
+
+
+class ServiceError(NapError):
+    """A call to the service did not succeed."""
+
+
+class UnavailableError(ServiceError):
+    """Nobody answers at the address, or the server is going away."""
+
+
+class AccessError(ServiceError):
+    """The call carries no valid token, or one without the scope that it needs."""
+
+
+class NoSuchJobError(ServiceError):
+    """The job is unknown to the server, no longer kept, or another token's."""
+
+
+class BusyError(ServiceError):
+    """The queue, or the quota of the token, is full. `retry_after` is the server's hint in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class KeyConflictError(ServiceError):
+    """The idempotency key was used for a job with another content."""
+
+
+class JobFailedError(ServiceError):
+    """A job ended without a result. `state` is how (failed, cancelled, expired), `code` the service's reason."""
+
+    def __init__(self, message: str, *, job_id: str, state: str, code: str) -> None:
+        super().__init__(message)
+        self.job_id, self.state, self.code = job_id, state, code
