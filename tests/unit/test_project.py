@@ -22,7 +22,7 @@ MAX_LINES = 400
 CONFINED = {
     "ray": ("nap_runtime.executor.ray_executor",),
     "grpc": ("nap_runtime.service",),
-    "torch.distributed": ("nap_runtime.distributed", "nap_trainer.ranks"),
+    "torch.distributed": ("nap_runtime.distributed", "nap_trainer.ranks", "nap_trainer.zero"),
     "deepspeed": ("nap_trainer.zero",),
 }
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal"}

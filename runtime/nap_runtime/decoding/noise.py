@@ -25,9 +25,13 @@ class Purpose(IntEnum):
 
 
 def _mul_hi_lo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a·b. int64 wraps, which leaves the low 64 bits of the product right."""
-    product = b * a
-    return (product >> 32) & _LOW, product & _LOW
+    """High and low 32 bits of a·b, from halves of a whose products stay below 2^49.
+
+    The whole product would wrap, which compiled code gets wrong where it takes a counter for an index.
+    """
+    low, high = (a & 0xFFFF) * b, (a >> 16) * b
+    middle = high + (low >> 16)
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -219,7 +219,7 @@ def _nap(card: ModelCard, config: DecodeConfig, prompt_tokens: int) -> CanvasLay
         headers = tuple((_free_id(card.config, j),) for j in range(config.n_paths + 1))
         ends = (card.config.end_ids,) * (config.n_paths + 1)
     else:
-        headers, ends = _tokenised(card, card.tokenizer, config)
+        headers, ends = block_ids(card, config)
     return CanvasLayout(
         kind="nap",
         prompt_tokens=prompt_tokens,
@@ -233,7 +233,14 @@ def _nap(card: ModelCard, config: DecodeConfig, prompt_tokens: int) -> CanvasLay
     )
 
 
-def _tokenised(card: ModelCard, tokenizer: Tokenizer, config: DecodeConfig) -> tuple[_Blocks, _Blocks]:
+def block_ids(card: ModelCard, config: DecodeConfig) -> tuple[_Blocks, _Blocks]:
+    """Ids of each block's header, and the ids that close it (its end tag first, where that is one token).
+
+    Raises:
+        UsageError: a header of a file is empty or holds the mask; `card` must have a tokenizer.
+    """
+    tokenizer = card.tokenizer
+    assert tokenizer is not None
     texts = _texts(config, newline="" if card.config.family == "nap" else "\n")
     if config.headers not in ("nap", "text"):
         _check_headers(Path(str(config.headers)), tokenizer, texts, card.config.mask_id)

@@ -42,6 +42,10 @@ TOKENIZER_FILES = (*_FILES, "vocab.json", "merges.txt", "tokenizer.model", "chat
 class Tokenizer(Protocol):
     """What decoding needs of a tokenizer."""
 
+    def __len__(self) -> int:
+        """Ids of the vocabulary, added tokens included."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special tokens written in it become their ids. Nothing is added."""
         ...
@@ -80,6 +84,10 @@ class WordTokenizer:
         specials = (self._marked.token_to_id(token) for token in SPECIAL_TOKENS if token != UNK)
         self._special_ids = frozenset(token for token in specials if token is not None)
 
+    def __len__(self) -> int:
+        """Ids of the vocabulary."""
+        return int(self._marked.get_vocab_size())
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special tokens written in it become their ids."""
         return list(self._marked.encode(text).ids)
@@ -114,6 +122,10 @@ class PretrainedTokenizer:
         """
         self._inner = _load_pretrained(path)
         self._mask_id: int | None = self._inner.mask_token_id if mask_id is None else mask_id
+
+    def __len__(self) -> int:
+        """Ids of the vocabulary, added tokens included."""
+        return len(self._inner)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without added begin or end tokens."""

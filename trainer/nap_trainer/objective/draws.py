@@ -1,0 +1,70 @@
+"""Noise by counter: every draw of a training is a function of (seed, step, canvas, position, purpose).
+
+A canvas is named by its place in the global batch, so that masks do not depend on how ranks and micro-steps share it,
+and a resumed run draws what an undisturbed one would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from nap_runtime.decoding.noise import philox4x32
+
+_LOW = 0xFFFFFFFF
+
+
+class Use(IntEnum):
+    """What a draw is for; apart from the decoder's purposes, which begin at 0."""
+
+    HIDE = 64
+    STALE = 65
+    UNKNOWN = 66
+    T = 128  # + block
+    PATTERN = 256
+    EXTREME = 257  # + block
+    TOPOLOGY = 384
+    AGE = 385
+    STALE_CANVAS = 386
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """The noise of one step: float32 numbers in [0, 1). A step that is a tensor does not bind a compiled graph."""
+
+    seed: int
+    step: int | Tensor
+
+    def _uniform(self, canvases: Tensor, positions: Tensor, use: int) -> Tensor:
+        zero = torch.zeros((), dtype=torch.int64, device=canvases.device)
+        counter = (canvases, positions, zero + self.step, zero + use)
+        word, *_ = philox4x32(counter, (self.seed & _LOW, self.seed >> 32 & _LOW))
+        return (word >> 8).float() * 2.0**-24  # 24 bits: float32 holds them exactly, so 1 is never reached
+
+    def slots(self, index_B: Tensor, positions: int, use: Use) -> Tensor:
+        """One number a position, [B, N]."""
+        at_N = torch.arange(positions, device=index_B.device)
+        return self._uniform(index_B[:, None], at_N[None], use)
+
+    def canvases(self, index_B: Tensor, use: int) -> Tensor:
+        """One number a canvas, [B]."""
+        return self._uniform(index_B, torch.zeros_like(index_B), use)
+
+    def spread(self, index_B: Tensor, size: int, use: int, *, kind: str) -> Tensor:
+        """One number a canvas, drawn over a global batch of `size`. Shape [B].
+
+        `uniform`: each by itself. `stratified`: one in each of `size` equal parts of [0, 1), in random order (low
+        discrepancy). `antithetic`: u for one canvas of a pair, 1 − u for the other.
+        """
+        if kind == "uniform":
+            return self.canvases(index_B, use)
+        if kind == "antithetic":
+            half_B = self.canvases(index_B // 2, use)
+            return torch.where(index_B % 2 == 0, half_B, (1 - half_B).clamp(max=1 - 2.0**-24))
+        all_G = torch.arange(size, device=index_B.device)
+        rank_G = self.canvases(all_G, use).argsort().argsort()
+        shift = self.canvases(all_G[:1] + size, use)
+        return ((rank_G[index_B] + shift) / size).clamp(max=1 - 2.0**-24)
