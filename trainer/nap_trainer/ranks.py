@@ -17,7 +17,6 @@ from typing import Self
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.distributed_c10d import HashStore
 
 from nap_runtime.errors import ModelError, NapError, UsageError
 
@@ -69,7 +68,8 @@ class Ranks:
             return
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         if self.world == 1:
-            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
         else:
             dist.init_process_group(backend, rank=self.rank, world_size=self.world, timeout=TIMEOUT)
 
