@@ -24,6 +24,12 @@ Generate word problems, each with several worked paths, as JSONL. `nap decode --
 
 The test split shares no numbers with the train split; the bundled model is trained on the train split alone.
 """
+_STUDY_SPLITS = ("train", "dev", "test")
+_STUDY = """\
+Generate the harder problems of studies (docs/words-study.md) as JSONL: chains of 2 to 8 operations, three paths each.
+
+The splits share no numbers. Paths go wrong often, and often in the same way; the summary is right.
+"""
 _SERIALIZE = """\
 Write rows as training texts: JSONL with `prompt` and `response`.
 
@@ -47,6 +53,11 @@ def register(root: Parser) -> None:
     words.add_argument("--seed", type=integer, default=0, metavar="S", help="which ones (default: 0)")
     words.add_argument("--split", default="train", metavar="|".join(_SPLITS), help="(default: train)")
     words.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="where to (required)")
+    study = make.command("words-study", _STUDY, _words_study)
+    study.add_argument("--n", type=positive, default=1000, metavar="N", help="problems (default: 1000)")
+    study.add_argument("--seed", type=natural, default=0, metavar="S", help="which ones (default: 0)")
+    study.add_argument("--split", default="train", metavar="|".join(_STUDY_SPLITS), help="(default: train)")
+    study.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="where to (required)")
     curate.register(group)
     serialize = group.command("serialize", _SERIALIZE, _serialize)
     serialize.add_argument("file", type=Path, metavar="FILE")
@@ -76,12 +87,24 @@ def _words(args: argparse.Namespace) -> int:
     if args.split not in _SPLITS:
         raise UsageError(f"split: unknown value '{args.split}'; use one of {', '.join(_SPLITS)}", field="split")
     curate.check_out(args.out)
-    from nap_runtime.models.files import atomic_path
     from nap_trainer.words import generate
 
+    return _write_problems(args, (problem.to_json() for problem in generate(args.split, seed=args.seed)))
+
+
+def _words_study(args: argparse.Namespace) -> int:
+    curate.check_out(args.out)
+    from nap_trainer.words_study import generate
+
+    return _write_problems(args, (problem.to_json() for problem in generate(args.split, seed=args.seed)))
+
+
+def _write_problems(args: argparse.Namespace, rows: Iterator[Mapping[str, Any]]) -> int:
+    from nap_runtime.models.files import atomic_path
+
     with atomic_path(args.out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for problem in islice(generate(args.split, seed=args.seed), args.n):
-            file.write(dumps(problem.to_json()) + "\n")
+        for row in islice(rows, args.n):
+            file.write(dumps(row) + "\n")
     print(f"{args.out}: {args.n} problems of the {args.split} split, seed {args.seed}")
     return 0
 
