@@ -36,8 +36,10 @@ class InlineExecutor:
         here = {"process": os.getpid(), "host": socket.gethostname(), "device": str(self._device)}
         return tuple(WorkerPlace(worker=rank, **here) for rank in range(self.workers))  # type: ignore[arg-type]
 
-    def run(self, task: Task, *, on_report: Callable[[Report], None], cancelled: Callable[[], bool]) -> list[Outcome]:
-        """See `Executor.run`."""
+    def run(
+        self, task: Task, *, on_report: Callable[[Report], None] | None, cancelled: Callable[[], bool]
+    ) -> list[Outcome]:
+        """See `Executor.run`. Without `on_report` no deltas are built (`Outcome` holds the order as arrays)."""
         if self.workers == 1:
             return [self._worker(Solo()).run(task, on_report=on_report, cancelled=cancelled)]
         return _Simulation(self.workers).run(

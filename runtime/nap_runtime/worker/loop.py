@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from nap_runtime.decoding.machine import (
 from nap_runtime.decoding.meters import WorkerMeters
 from nap_runtime.decoding.record import SyncEvent
 from nap_runtime.decoding.schedule import block_of
-from nap_runtime.decoding.state import CanvasState, Region
+from nap_runtime.decoding.state import CanvasState, Kind, Region
 from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge_flags
 from nap_runtime.distributed.exchange import TOKEN_BYTES
 from nap_runtime.distributed.wire import Clock, Wire
@@ -72,12 +73,16 @@ class Outcome:
 
     Attributes:
         slots, ids: the slots this worker answers for and their ids at the end, [S] and [B, S].
+        step, committed: the step at which each of them got its id (−1: never), and whether it was committed and not
+            filled, [B, S]. With `ids` they hold all that the deltas say of the order.
         events: syncs it saw; equal on all workers up to where they part.
     """
 
     worker: int
     slots: Ids
     ids: Ids
+    step: Ids
+    committed: npt.NDArray[np.bool_]
     meters: WorkerMeters
     forwards: tuple[int, ...]
     events: tuple[SyncEvent, ...]
@@ -91,9 +96,13 @@ class BlockWorker:
         self.denoiser, self.comm, self.dtype, self.device = denoiser, comm, dtype, device
 
     def run(
-        self, task: Task, *, on_report: Callable[[Report], None], cancelled: Callable[[], bool] = lambda: False
+        self,
+        task: Task,
+        *,
+        on_report: Callable[[Report], None] | None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Outcome:
-        """Decode a batch.
+        """Decode a batch. Without `on_report` no deltas are built; the outcome holds the order as arrays.
 
         Raises:
             WorkerError: a peer left the group.
@@ -110,7 +119,11 @@ class _Run:
     """One batch on one worker: its canvases, and what each instruction does to them."""
 
     def __init__(
-        self, worker: BlockWorker, task: Task, on_report: Callable[[Report], None], cancelled: Callable[[], bool]
+        self,
+        worker: BlockWorker,
+        task: Task,
+        on_report: Callable[[Report], None] | None,
+        cancelled: Callable[[], bool],
     ) -> None:
         self.plan, self.layout, self.config = task.plan, task.plan.layout, task.plan.config
         self.denoiser, self.rank = worker.denoiser, worker.comm.rank
@@ -326,12 +339,15 @@ class _Run:
         if self._pending is not None:
             self._pending.wait()
         self.reporter.report(self.plan.schedule.steps, last=True)
-        slots = np.array(self.resources.partition[self.rank], dtype=np.int64)
+        slots, state = np.array(self.resources.partition[self.rank], dtype=np.int64), self.state
+        at = torch.from_numpy(slots).to(state.ids.device)
         self._count_told_tokens()
         return Outcome(
             worker=self.rank,
             slots=slots,
-            ids=self.state.ids[:, torch.from_numpy(slots).to(self.state.ids.device)].cpu().numpy(),
+            ids=state.ids[:, at].cpu().numpy(),
+            step=state.step[:, at].cpu().numpy(),
+            committed=(state.kind[:, at] == int(Kind.COMMIT)).cpu().numpy(),
             meters=self.wire.meters(),
             forwards=tuple(self.forwards),
             events=tuple(self.machine.events),

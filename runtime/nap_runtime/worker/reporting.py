@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,8 @@ class Reporter:
     Args:
         state: the worker's canvases.
         slots: slots the worker answers for; `path_slots` those of them that belong to its paths.
-        on_report: takes each report; must not block.
+        on_report: takes each report; must not block. None: nobody listens, no deltas are built, and what is copied
+            only tells when everything is done.
 
     On a GPU the copy of one control point is read at the next, when it has long arrived; on a CPU at once.
     """
@@ -41,7 +43,7 @@ class Reporter:
         worker: int,
         slots: Sequence[int],
         path_slots: Sequence[int],
-        on_report: Callable[[Report], None],
+        on_report: Callable[[Report], None] | None,
     ) -> None:
         self._state, self._worker, self._on_report = state, worker, on_report
         self._positions = np.array(slots, dtype=np.int64)
@@ -65,13 +67,9 @@ class Reporter:
 
     def _copy(self, step: int, cuda: bool) -> tuple[int, dict[str, Tensor], torch.cuda.Event | None]:
         state, at = self._state, self._positions_S
-        fields = {
-            "ids": state.ids,
-            "step": state.step,
-            "kind": state.kind,
-            "score": state.score,
-            "masked": state.masked,
-        }
+        fields = {"step": state.step, "masked": state.masked}
+        if self._on_report is not None:
+            fields |= {"ids": state.ids, "kind": state.kind, "score": state.score}
         if not cuda:
             return step, {name: tensor[:, at] for name, tensor in fields.items()}, None
         copies = {}
@@ -94,20 +92,17 @@ class Reporter:
         masked = arrays["masked"]
         self.paths_done_at = _done_at(masked[:, self._is_path], arrays["step"][:, self._is_path])
         self.all_done_at = _done_at(masked, arrays["step"])
-        deltas = tuple(
-            tuple(
-                deltas_between(
-                    {name: array[canvas] for name, array in arrays.items()},
-                    self._positions,
-                    worker=self._worker,
-                    first=self._reported,
-                    last=step - 1,
-                )
-            )
-            for canvas in range(len(masked))
-        )
-        self._reported = step
-        self._on_report(Report(worker=self._worker, step=step, deltas=deltas))
+        first, self._reported = self._reported, step
+        if self._on_report is not None:
+            deltas = tuple(self._deltas(arrays, canvas, first, step - 1) for canvas in range(len(masked)))
+            self._on_report(Report(worker=self._worker, step=step, deltas=deltas))
+
+    def _deltas(
+        self, arrays: Mapping[str, npt.NDArray[Any]], canvas: int, first: int, last: int
+    ) -> tuple[CanvasDelta, ...]:
+        """What one canvas committed at the steps first … last."""
+        mine = {name: array[canvas] for name, array in arrays.items()}
+        return tuple(deltas_between(mine, self._positions, worker=self._worker, first=first, last=last))
 
 
 def _done_at(masked: npt.NDArray[np.bool_], steps: npt.NDArray[np.int64]) -> int | None:
