@@ -19,6 +19,7 @@ from nap_trainer.batches.segments import SegmentTable, Test, kept
 from nap_trainer.settings import Budget, DataSection
 
 Rows = npt.NDArray[np.int64]
+_EPOCHS = 2**62  # apart from the numbers of steps, in the generators' keys
 
 
 class Loader:
@@ -153,7 +154,7 @@ class Loader:
 
     def _order(self, epoch: int) -> Rows:
         if getattr(self, "_held", (None,))[0] != epoch:
-            rng = np.random.Generator(np.random.Philox(key=[self._data.seed, 2**63 + epoch]))
+            rng = np.random.Generator(np.random.Philox(key=[self._data.seed, _EPOCHS + epoch]))
             self._held = (epoch, rng.permutation(len(self.table)))
         return self._held[1]
 
