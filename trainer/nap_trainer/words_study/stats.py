@@ -18,7 +18,7 @@ from nap_trainer.words_study.table import StudyTable, make_table
 from nap_trainer.words_study.vocabulary import DIGIT_0, IDS, METHODS
 
 _ERRORS = (
-    "problems", "path right", "one method", "agree right", "wrong majority", "same wrong", "all wrong", "correlation",
+    "problems", "path right", "path 1", "agree right", "wrong majority", "same wrong", "all wrong", "correlation",
 )  # fmt: skip
 _GUESSES = ("frequent", "by given", "given", "sum", "scaled sum", "sentence order")
 _Array = npt.NDArray[Any]
