@@ -132,13 +132,19 @@ class Plan:
 
 
 class Coordination:
-    """A replica of the state machine. `next` gives the next instruction; `events` is what was exchanged so far."""
+    """A replica of the state machine. `next` gives the next instruction; `events` is what was exchanged so far.
 
-    def __init__(self, plan: Plan) -> None:
+    Args:
+        resume: the step to begin with, after a failure: all workers know every commit before it, and compute the whole
+            canvas anew.
+    """
+
+    def __init__(self, plan: Plan, *, resume: int = 0) -> None:
         self._plan = plan
         self._sync = plan.config.sync
         self._alone = plan.assignment.workers == 1
-        self._step = 0
+        self._step = resume
+        self._resumed = resume > 0  # the refresh after a failure is still to come
         self._synced = False  # the sync before the current step has been emitted
         self._summarised = False
         self.events: list[SyncEvent] = []
@@ -160,12 +166,37 @@ class Coordination:
             return Finish(cancelled=True)
         if self._step >= self._plan.schedule.steps or control.all_closed:
             return Finish()
+        if self._resumed:
+            return self._refresh()
+        return self._ordinary(control)
+
+    def _ordinary(self, control: Control) -> Instruction:
         if self._plan.schedule.canvas:
             return self._canvas_step()
         if control.paths_closed and self._step < self._plan.path_steps:
             self._step, self._synced = self._plan.path_steps, False
             return self.next(Control())
         return self._path_step() if self._step < self._plan.path_steps else self._summary_step()
+
+    def _refresh(self) -> Instruction:
+        """The first step after a failure: every worker computes every row by itself, and nothing travels.
+
+        In the summary phase of the modes that gather, the others are sent off again first.
+        """
+        gathers = self._sync.mode in ("tokens", "kv", "none") and not self._plan.schedule.canvas
+        if gathers and self._step >= self._plan.path_steps and not self._summarised:
+            self._summarised = True
+            self._fresh(self._step, "refresh")
+            return Summarise(step=self._step)
+        events = len(self.events)
+        if not self._summarised:
+            self._fresh(self._step, "refresh")
+            events += self._plan.assignment.workers > 1
+        self._resumed, self._synced = False, True
+        todo = self._ordinary(Control())
+        del self.events[events:]  # what would have been exchanged is computed anew
+        assert isinstance(todo, Step)
+        return replace(todo, rows=Rows.ALL, layerwise=Layerwise.NOTHING)
 
     def _canvas_step(self) -> Step:
         quota, step = self._plan.schedule.canvas[self._step], self._advance()

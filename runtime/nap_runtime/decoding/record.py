@@ -80,7 +80,8 @@ class SyncEvent:
 
     Attributes:
         step: the step at whose start (or, for `exact` and `shared`, inside which) it happened.
-        kind: `exact`, `tokens`, `shared`, `kv` or `gather` (ids of all paths, before the summary).
+        kind: `exact`, `tokens`, `shared`, `kv`, `gather` (ids of all paths, before the summary) or `refresh` (after a
+            worker was lost: all begin again from the same canvas).
         sources: `sources[worker][path]` is the step of the canvas that the worker's view of that path was computed
             from; a canvas step c holds every commit of the steps before c. Own paths are always current.
     """

@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nap_runtime.decoding.layout import CanvasLayout, Ids, ThinkBlock
+
+if TYPE_CHECKING:
+    from nap_runtime.decoding.record import CanvasDelta
 
 NEVER = -1
 
@@ -70,6 +74,17 @@ class CanvasState:
             kind=torch.zeros_like(ids_BN, dtype=torch.uint8),
             score=torch.zeros_like(ids_BN, dtype=torch.float64),
         )
+
+    def restore(self, deltas: Sequence[Sequence[CanvasDelta]]) -> None:
+        """Put back what was decided before; `deltas[canvas]` ordered by step."""
+        for canvas, of_canvas in enumerate(deltas):
+            for delta in of_canvas:
+                at = torch.from_numpy(delta.positions).to(self.ids.device)
+                self.ids[canvas, at] = torch.from_numpy(delta.ids).to(self.ids.device)
+                self.masked[canvas, at] = False
+                self.step[canvas, at] = delta.step
+                self.kind[canvas, at] = int(delta.kind)
+                self.score[canvas, at] = torch.from_numpy(delta.log_confidence).to(self.ids.device)
 
     def commit(self, positions_S: Tensor, picked_BS: Tensor, ids_BS: Tensor, score_BS: Tensor, step: int) -> None:
         """Fix the picked candidates."""

@@ -5,6 +5,7 @@ The only module that imports torch.distributed.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store, TCPStore
 
 from nap_runtime.distributed.comm import Flags, PendingFlags
-from nap_runtime.errors import WorkerError
+from nap_runtime.errors import WorkerError, WorkerLostError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class TorchCommunicator:
         try:
             dist.all_gather_into_tensor(out.view(torch.uint8).flatten(), inp.view(torch.uint8).flatten())
         except RuntimeError as error:
-            raise WorkerError(f"worker {self.rank}: a peer left the group: {error}") from error
+            raise WorkerLostError(f"worker {self.rank}: a peer left the group: {error}") from error
 
     def start_flags(self, flags: Flags) -> PendingFlags:
         """See `Communicator.start_flags`; always over gloo, beside whatever the device does."""
@@ -78,8 +79,13 @@ class TorchCommunicator:
         try:
             work = dist.all_gather_into_tensor(all_.flatten(), mine, group=self._control, async_op=True)
         except RuntimeError as error:
-            raise WorkerError(f"worker {self.rank}: a peer left the group: {error}") from error
+            raise WorkerLostError(f"worker {self.rank}: a peer left the group: {error}") from error
         return _Pending(work, all_, mine)
+
+    def abort(self) -> None:
+        """Break off whatever waits for a peer: a lost one is not waited for. The group is of no use afterwards."""
+        with contextlib.suppress(Exception):
+            dist.distributed_c10d._abort_process_group()
 
     def close(self) -> None:
         """Leave the group."""
@@ -96,5 +102,5 @@ class _Pending:
             if self._work is not None:
                 self._work.wait()
         except RuntimeError as error:
-            raise WorkerError(f"a peer left the group: {error}") from error
+            raise WorkerLostError(f"a peer left the group: {error}") from error
         return [tuple(row) for row in self._flags.tolist()]

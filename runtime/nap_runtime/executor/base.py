@@ -19,6 +19,22 @@ class WorkerPlace:
     device: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """How a group was made whole again.
+
+    Attributes:
+        lost: ranks whose process was replaced.
+        seconds: from the failure to a group that can go on.
+        weights: where the replaced workers' weights came from: a warm `spare`, a living `peer`, or `disk`; `kept` where
+            none was replaced.
+    """
+
+    lost: tuple[int, ...]
+    seconds: float
+    weights: str
+
+
 class Executor(Protocol):
     """W warm workers that decode one batch after another."""
 
@@ -36,7 +52,16 @@ class Executor(Protocol):
         """Decode a batch; reports arrive in this thread's or another's time, outcomes by rank at the end.
 
         Raises:
-            WorkerError: a worker died or failed.
+            WorkerLostError: a worker's process died, froze or was cut off; `repair` may help.
+            WorkerError: a worker failed.
+        """
+        ...
+
+    def repair(self) -> Repair | None:
+        """Make the group whole again after a `WorkerLostError`; None where this executor cannot.
+
+        Raises:
+            NapError: no worker could be put in the place of a lost one.
         """
         ...
 

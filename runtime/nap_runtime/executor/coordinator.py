@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,15 +15,18 @@ from nap_runtime.decoding.layout import CanvasLayout, Ids
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.meters import RunMeters
 from nap_runtime.decoding.placement import Assignment
-from nap_runtime.decoding.record import CanvasDelta, DecodeRecord
-from nap_runtime.errors import CancelledError, DecodeError, NapError
-from nap_runtime.executor.base import Executor
+from nap_runtime.decoding.record import DecodeRecord
+from nap_runtime.errors import CancelledError, DecodeError, NapError, WorkerLostError
+from nap_runtime.executor.base import Executor, Repair
+from nap_runtime.executor.progress import Common, Earlier, Progress
 from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult
 from nap_runtime.metrics.answers import extract_boxed, same_answer
 from nap_runtime.metrics.report import RunMetrics
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.prompting import DecodeDefaults, build_layout, prompt_ids, resolve
 from nap_runtime.worker import Outcome, Report, Task
+
+_REPAIRS = 2  # in a row without progress, before a decode is given up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,16 @@ class Batch:
 
     jobs: tuple[DecodeJob, ...]
     task: Task
+    earlier: Earlier | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """A decode that goes on after a worker was lost: at which step, why, and how its group was repaired."""
+
+    step: int
+    reason: str
+    repair: Repair
 
 
 class Observer:
@@ -49,6 +62,7 @@ class Observer:
     """
 
     report_every: int | None = None
+    report_early: bool = False
 
     def on_batch(self, batch: Batch) -> None:
         """A batch begins."""
@@ -56,20 +70,14 @@ class Observer:
     def on_report(self, batch: Batch, report: Report) -> None:
         """A worker has committed tokens. May be called from another thread."""
 
+    def on_common(self, batch: Batch, common: Common) -> None:
+        """Every worker has reported some steps: no failure takes them back. From the thread of `on_report`."""
+
+    def on_recovery(self, batch: Batch, recovery: Recovery) -> None:
+        """A worker was lost, what is not common is forgotten, and the decode goes on."""
+
     def on_result(self, result: DecodeResult | JobFailure) -> None:
         """A job has ended."""
-
-
-@dataclass(slots=True)
-class _Collected:
-    """Reports of one batch as they come in."""
-
-    started: float = field(default_factory=time.perf_counter)
-    deltas: dict[int, list[CanvasDelta]] = field(default_factory=dict)
-
-    def add(self, report: Report) -> None:
-        for canvas, deltas in enumerate(report.deltas):
-            self.deltas.setdefault(canvas, []).extend(deltas)
 
 
 class Coordinator:
@@ -140,19 +148,16 @@ class Coordinator:
     def run(self, batch: Batch, observer: Observer, cancelled: Callable[[], bool]) -> list[DecodeResult | JobFailure]:
         """Decode one batch that is laid out already.
 
+        A lost worker is replaced and the decode goes on where all had reported, unless two are lost without progress.
+
         Raises:
             WorkerError, CancelledError: as for `decode`.
         """
-        collected = _Collected()
+        started = time.perf_counter()
         observer.on_batch(batch)
-
-        def on_report(report: Report) -> None:
-            collected.add(report)
-            observer.on_report(batch, report)
-
-        task = replace(batch.task, report_every=observer.report_every)
-        outcomes = self.executor.run(task, on_report=on_report, cancelled=cancelled)
-        seconds = time.perf_counter() - collected.started
+        progress = Progress(len(batch.jobs), self.executor.workers, batch.earlier)
+        outcomes = self._run(batch, progress, observer, cancelled)
+        seconds = time.perf_counter() - started
         if any(outcome.cancelled for outcome in outcomes):
             raise CancelledError("the decode was cancelled")
         firsts = [outcome.meters.first_commit_seconds for outcome in outcomes]
@@ -162,10 +167,34 @@ class Coordinator:
             seconds_first_commit=min((t for t in firsts if t is not None), default=seconds),
             batch=len(batch.jobs),
         )
-        return [self._result(batch, canvas, outcomes, collected, meters) for canvas in range(len(batch.jobs))]
+        return [self._result(batch, canvas, outcomes, progress, meters) for canvas in range(len(batch.jobs))]
+
+    def _run(
+        self, batch: Batch, progress: Progress, observer: Observer, cancelled: Callable[[], bool]
+    ) -> list[Outcome]:
+        """The workers' loops, once more after every repair."""
+
+        def on_report(report: Report) -> None:
+            common = progress.add(report)
+            observer.on_report(batch, report)
+            if common is not None:
+                observer.on_common(batch, common)
+
+        task = replace(batch.task, report_every=observer.report_every, report_early=observer.report_early)
+        lost, lost_at = 0, -1
+        while True:
+            try:
+                task = replace(task, resume=progress.roll_back())
+                return self.executor.run(task, on_report=on_report, cancelled=cancelled)
+            except WorkerLostError as error:
+                lost, lost_at = (lost + 1 if progress.step == lost_at else 1), progress.step
+                repair = self.executor.repair() if lost <= _REPAIRS else None
+                if repair is None:
+                    raise
+                observer.on_recovery(batch, Recovery(step=progress.step, reason=str(error), repair=repair))
 
     def _result(
-        self, batch: Batch, canvas: int, outcomes: list[Outcome], collected: _Collected, meters: RunMeters
+        self, batch: Batch, canvas: int, outcomes: list[Outcome], progress: Progress, meters: RunMeters
     ) -> DecodeResult | JobFailure:
         job, task = batch.jobs[canvas], batch.task
         record = DecodeRecord(
@@ -176,11 +205,14 @@ class Coordinator:
             model={"name": self.card.name, "fingerprint": self.card.fingerprint},
             path_steps=task.plan.path_steps,
             steps=task.plan.schedule.steps,
-            deltas=tuple(sorted(collected.deltas.get(canvas, []), key=lambda d: (d.step, d.worker, d.kind))),
-            syncs=outcomes[0].events,
-            forwards=tuple(outcome.forwards for outcome in outcomes),
+            deltas=progress.deltas(canvas),
+            syncs=progress.events,
+            forwards=progress.forwards,
             final_ids=_final_ids(task, canvas, outcomes),
         )
+        if unsure := [delta.step for delta in record.deltas if np.isnan(delta.log_confidence).any()]:
+            text = f"the network's scores are not numbers from step {unsure[0]} on (NaN logits)"
+            return JobFailure(job=job, error=DecodeError(text))
         if not np.array_equal(record.canvas(), record.final_ids):
             return JobFailure(job=job, error=DecodeError("the workers' canvas contradicts their reports"))
         return self._read(job, record, meters)

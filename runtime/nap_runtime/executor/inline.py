@@ -46,6 +46,9 @@ class InlineExecutor:
             lambda comm: self._worker(comm).run(task, on_report=on_report, cancelled=cancelled)
         )
 
+    def repair(self) -> None:
+        """There is nothing to replace: the workers live and die with this process."""
+
     def _worker(self, comm: Communicator) -> BlockWorker:
         return BlockWorker(self._denoiser, comm, dtype=self._dtype, device=self._device)
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,12 @@ import torch
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from nap_runtime.distributed.torch_group import (
-    GroupAddress,
-    TorchCommunicator,
-    join_store,
-    open_store,
-)
-from nap_runtime.errors import NapError, UsageError, WorkerError
-from nap_runtime.executor.base import WorkerPlace
+from nap_runtime.distributed.torch_group import GroupAddress
+from nap_runtime.errors import NapError, UsageError, WorkerError, WorkerLostError
+from nap_runtime.executor.base import Repair, WorkerPlace
 from nap_runtime.executor.interrupts import on_interrupt
-from nap_runtime.models.loading import load_weights, read_card
-from nap_runtime.worker import BlockWorker, Outcome, Report, Task
-
-_DONE = object()
+from nap_runtime.executor.process import Setup, WorkerProcess
+from nap_runtime.worker import Outcome, Report, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,73 +37,36 @@ class ClusterOptions:
 
     Args:
         address: a running cluster's address; None starts a local one and stops it again.
-        timeout: seconds until a silent peer counts as gone.
+        timeout: seconds a collective may take, and in which some worker must make a step.
         start_timeout: seconds to wait for the cluster to have room for all workers.
+        spares: warm workers that wait for another to be lost.
+        liveness: seconds without an answer after which a worker counts as lost.
     """
 
     address: str | None = None
     timeout: float = 60.0
     start_timeout: float = 60.0
+    spares: int = 0
+    liveness: float = 5.0
 
 
-class _Actor:
-    """A worker process. Its loop runs in a thread of its own; the actor's methods only start it and hand on reports."""
+class _Actor(WorkerProcess):
+    """A worker process as an actor."""
 
-    def __init__(self, rank: int, world: int, timeout: float) -> None:
-        self._rank, self._world, self._timeout = rank, world, timedelta(seconds=timeout)
-        self._cancel = threading.Event()
-        self._worker: BlockWorker | None = None
-        self._store: Any = None
-
-    def open_group(self) -> GroupAddress:
-        """Rank 0: bind the group's store."""
-        self._store, address = open_store(ray.util.get_node_ip_address(), self._timeout)
-        return address
-
-    def start(self, address: GroupAddress, model: str, dtype: str, device: str, threads: int | None) -> WorkerPlace:
-        """Load the weights and join the group."""
-        if threads:
-            torch.set_num_threads(threads)
-        where = _own_device(device)
-        kind: torch.dtype = getattr(torch, dtype)
-        weights = load_weights(read_card(model), dtype=kind, device=where)
-        store = self._store or join_store(address, self._timeout)
-        comm = TorchCommunicator(store, rank=self._rank, world=self._world, device=where, timeout=self._timeout)
-        self._worker = BlockWorker(weights, comm, dtype=kind, device=where)
-        name = str(where) if where.type == "cpu" else f"{where} {torch.cuda.get_device_properties(where).uuid}"
-        return WorkerPlace(worker=self._rank, process=os.getpid(), host=socket.gethostname(), device=name)
-
-    def run(self, task: Task) -> Iterator[Report | Outcome | NapError]:
-        """Decode a batch; yields reports as they come, the outcome last."""
-        self._cancel.clear()
-        out: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        loop = threading.Thread(target=self._loop, args=(task, out), name="step loop", daemon=True)
-        loop.start()
-        while (item := out.get()) is not _DONE:
-            yield item
-
-    def _loop(self, task: Task, out: queue.SimpleQueue[Any]) -> None:
-        try:
-            assert self._worker is not None, "start was not called"
-            out.put(self._worker.run(task, on_report=out.put, cancelled=self._cancel.is_set))
-        except NapError as error:
-            out.put(error)
-        except Exception as error:
-            out.put(WorkerError(f"worker {self._rank}: {type(error).__name__}: {error}"))
-        finally:
-            out.put(_DONE)
-
-    def cancel(self) -> None:
-        """Stop at the next control point that all workers share."""
-        self._cancel.set()
+    def bind(self) -> GroupAddress:
+        """Rank 0: open the group at this node's address."""
+        return self.open_group(ray.util.get_node_ip_address())
 
 
-def _own_device(device: str) -> torch.device:
-    """The device Ray has given this actor: always `cuda:0` of those it may see."""
-    if device == "cuda":
-        torch.cuda.set_device(0)
-        return torch.device("cuda", 0)
-    return torch.device(device)
+@dataclass(slots=True)
+class _Member:
+    """An actor and the bundle it lives in."""
+
+    actor: Any
+    bundle: int
+    process: int = 0
+    host: str = ""
+    loaded: Any = None
 
 
 class RayExecutor:
@@ -133,55 +88,81 @@ class RayExecutor:
     ) -> None:
         self.workers = workers
         self._cluster = cluster or ClusterOptions()
-        self._owns_cluster = False
+        self._owns_cluster, self._broken = False, False
         self._group: PlacementGroup | None = None
-        self._actors: list[Any] = []
+        self._members: list[_Member] = []
+        self._spares: list[_Member] = []
+        self._silent: set[int] = set()
+        threads = None if device == "cuda" else max(1, (os.cpu_count() or 1) // workers)
+        name = str(dtype).removeprefix("torch.")
+        timeout = self._cluster.timeout
+        self._setup = Setup(model=str(model), dtype=name, device=device, threads=threads, timeout=timeout)
         try:
             with _interrupts_wait():
                 self._owns_cluster = _connect(self._cluster)
-            self._place(device)
-            self.places = self._start(str(model), str(dtype).removeprefix("torch."), device)
+            self._place()
+            with _ray_errors():
+                for member in (*self._members, *self._spares):
+                    member.loaded = member.actor.load.remote()
+                ray.get([member.loaded for member in (*self._members, *self._spares)])
+                self.places = self._join()
         except BaseException:
             self.close()
             raise
 
-    def _place(self, device: str) -> None:
+    def _place(self) -> None:
         """Reserve a bundle a worker: a GPU each, or a share of the CPUs that lets all of them run at once."""
-        need = {"GPU": 1.0} if device == "cuda" else {"CPU": _cpu_share(self.workers)}
-        group = placement_group([need] * self.workers, strategy="PACK")
-        self._group = group
-        if not group.wait(self._cluster.start_timeout):
+        bundles = self.workers + self._cluster.spares
+        self._need = {"GPU": 1.0} if self._setup.device == "cuda" else {"CPU": _cpu_share(bundles)}
+        self._group = placement_group([self._need] * bundles, strategy="PACK")
+        if not self._group.wait(self._cluster.start_timeout):
             have = ray.cluster_resources()
-            what = next(iter(need))
+            what = next(iter(self._need))
             raise UsageError(
-                f"workers: the cluster has {have.get(what, 0):g} {what} where {self.workers} workers need "
-                f"{need[what]:g} each; use fewer workers or a larger cluster",
+                f"workers: the cluster has {have.get(what, 0):g} {what} where {bundles} workers need "
+                f"{self._need[what]:g} each; use fewer workers or a larger cluster",
                 field="workers",
             )
-        actor = ray.remote(_Actor)
-        for rank in range(self.workers):
-            self._actors.append(
-                actor.options(
-                    num_cpus=need.get("CPU", 0),
-                    num_gpus=need.get("GPU", 0),
-                    max_concurrency=2,  # `cancel` must get through while `run` runs
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-                ).remote(rank, self.workers, self._cluster.timeout)
-            )
+        made = [self._spawn(bundle) for bundle in range(bundles)]
+        self._members, self._spares = made[: self.workers], made[self.workers :]
 
-    def _start(self, model: str, dtype: str, device: str) -> tuple[WorkerPlace, ...]:
-        with _ray_errors():
-            address = ray.get(self._actors[0].open_group.remote())
-            threads = None if device == "cuda" else max(1, (os.cpu_count() or 1) // self.workers)
-            starting = [actor.start.remote(address, model, dtype, device, threads) for actor in self._actors]
-            return tuple(ray.get(starting))
+    def _spawn(self, bundle: int) -> _Member:
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        options = ray.remote(_Actor).options(
+            num_cpus=self._need.get("CPU", 0),
+            num_gpus=self._need.get("GPU", 0),
+            max_concurrency=4,  # `cancel`, `beat` and `leave` must get through while `run` runs
+            scheduling_strategy=strategy,
+        )
+        return _Member(options.remote(self._setup), bundle)
 
-    def run(self, task: Task, *, on_report: Callable[[Report], None], cancelled: Callable[[], bool]) -> list[Outcome]:
+    def _join(self) -> tuple[WorkerPlace, ...]:
+        """Make one group of all members."""
+        address = ray.get(self._members[0].actor.bind.remote(), timeout=self._cluster.start_timeout)
+        joining = [member.actor.join.remote(address, rank, self.workers) for rank, member in enumerate(self._members)]
+        places = tuple(ray.get(joining, timeout=self._cluster.start_timeout))
+        for member, place in zip(self._members, places, strict=True):
+            member.process, member.host = place.process, place.host
+        return places
+
+    def run(
+        self, task: Task, *, on_report: Callable[[Report], None] | None, cancelled: Callable[[], bool]
+    ) -> list[Outcome]:
         """See `Executor.run`. One Ray call a worker and batch; reports stream back beside the loops."""
+        if self._broken:
+            self.repair()
+        self._silent.clear()
         outcomes: dict[int, Outcome] = {}
-        with _ray_errors():
-            streams = {actor.run.options(num_returns="streaming").remote(task): actor for actor in self._actors}
-            self._follow(streams, on_report, cancelled, outcomes)
+        actors = [member.actor for member in self._members]
+        try:
+            with _ray_errors():
+                streams = {actor.run.options(num_returns="streaming").remote(task): actor for actor in actors}
+                self._follow(streams, on_report or (lambda _: None), cancelled, outcomes)
+        except WorkerLostError:
+            raise
+        except WorkerError:
+            self._broken = True  # the others may wait for the one that failed
+            raise
         return [outcomes[rank] for rank in range(self.workers)]
 
     def _follow(
@@ -191,11 +172,16 @@ class RayExecutor:
         cancelled: Callable[[], bool],
         outcomes: dict[int, Outcome],
     ) -> None:
+        watch = _Watch(list(streams.values()), self._cluster, self._silent)
+        suspicion: tuple[float, WorkerLostError] | None = None
         told_to_cancel = False
         while streams:
+            watch.look(done=set(outcomes))
+            if suspicion is not None and time.monotonic() > suspicion[0]:
+                raise suspicion[1]
             if cancelled() and not told_to_cancel:
                 told_to_cancel = True
-                ray.get([actor.cancel.remote() for actor in self._actors])
+                ray.get([actor.cancel.remote() for actor in streams.values()], timeout=self._cluster.liveness)
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=0.2)
             for stream in ready:
                 try:
@@ -203,19 +189,93 @@ class RayExecutor:
                 except StopIteration:
                     del streams[stream]
                     continue
-                if isinstance(item, NapError):
+                if isinstance(item, WorkerLostError):  # a peer is gone: which, and why, is about to be known
+                    suspicion = suspicion or (time.monotonic() + 1.0, item)
+                elif isinstance(item, NapError):
                     raise item
-                if isinstance(item, Outcome):
+                elif isinstance(item, Outcome):
                     outcomes[item.worker] = item
                 else:
                     on_report(item)
+        if suspicion is not None:
+            raise suspicion[1]
+
+    # -- recovery -------------------------------------------------------------------------------------------------
+
+    def repair(self) -> Repair:
+        """See `Executor.repair`. Living workers keep their weights; a replacement takes them from a spare or a peer."""
+        began = time.monotonic()
+        with _ray_errors():
+            lost = self._bury()
+            source = self._replace(lost)
+            self.places = self._join()
+        self._broken = False
+        return Repair(lost=lost, seconds=time.monotonic() - began, weights=source)
+
+    def _bury(self) -> tuple[int, ...]:
+        """Ranks of the dead, the silent, and those that cannot leave their group; none of them is left running."""
+        for rank in self._silent:  # first of all: peers may wait for them in a collective
+            self._kill(self._members[rank])
+        patience, actors = self._cluster.liveness, [member.actor for member in self._members]
+        lost = set(self._silent) | _unanswered([actor.beat.remote() for actor in actors], patience)
+        for rank in lost - self._silent:
+            self._kill(self._members[rank])
+        rest = [rank for rank in range(self.workers) if rank not in lost]
+        stuck = _unanswered([actors[rank].leave.remote(patience) for rank in rest], patience + 2, wanted=True)
+        for index in stuck:
+            self._kill(self._members[rest[index]])
+        self._silent.clear()
+        return tuple(sorted(lost | {rest[index] for index in stuck}))
+
+    def _kill(self, member: _Member) -> None:
+        """End a process for good. Ray asks it to end, which a stopped process never does; so it is killed as well."""
+        with contextlib.suppress(Exception):
+            ray.kill(member.actor)
+        if member.process and member.host == socket.gethostname():
+            with contextlib.suppress(OSError):
+                os.kill(member.process, signal.SIGKILL)
+
+    def _replace(self, lost: tuple[int, ...]) -> str:
+        if not lost:
+            return "kept"
+        source, loading = "spare", []
+        copy = self._host_copy(lost)
+        for rank in lost:
+            made = self._spawn(self._members[rank].bundle)
+            made.loaded = made.actor.load.remote(copy)
+            spare = self._ready_spare()
+            if spare is not None:
+                self._spares.append(made)  # what is new may take its time and stand by
+            else:
+                source = "disk" if copy is None else "peer"
+                loading.append(made.loaded)
+            self._members[rank] = spare or made
+        ray.get(loading, timeout=self._cluster.start_timeout)
+        return source
+
+    def _ready_spare(self) -> _Member | None:
+        """A spare that has its weights; one that has died meanwhile is dropped."""
+        for spare in list(self._spares):
+            ready, _ = ray.wait([spare.loaded], timeout=0)
+            if not ready:
+                continue
+            self._spares.remove(spare)
+            if not _unanswered([spare.actor.beat.remote()], self._cluster.liveness):
+                return spare
+            self._kill(spare)
+        return None
+
+    def _host_copy(self, lost: tuple[int, ...]) -> Any:
+        """A reference to a living worker's weights in Ray's object store; None where all are lost."""
+        living = [member for rank, member in enumerate(self._members) if rank not in lost]
+        return living[0].actor.host_copy.remote() if living else None
 
     def close(self) -> None:
         """Kill the actors, give the placement group back, stop a cluster of our own."""
-        for actor in self._actors:
+        for member in (*self._members, *self._spares):
             with contextlib.suppress(Exception):
-                ray.kill(actor)
-        self._actors = []
+                ray.kill(member.actor)
+        self._members, self._spares = [], []
         if self._group is not None:
             with contextlib.suppress(Exception):
                 remove_placement_group(self._group)
@@ -223,6 +283,59 @@ class RayExecutor:
         if self._owns_cluster and ray.is_initialized():
             ray.shutdown()
             self._owns_cluster = False
+
+
+class _Watch:
+    """Asks every worker for a sign of life twice a second, and whether any of them gets on."""
+
+    def __init__(self, actors: list[Any], cluster: ClusterOptions, silent: set[int]) -> None:
+        self._actors, self._cluster, self._silent = actors, cluster, silent
+        now = time.monotonic()
+        self._asked: dict[int, tuple[Any, float]] = {}
+        self._next = dict.fromkeys(range(len(actors)), now)
+        self._steps = [-1] * len(actors)
+        self._moved: float | None = None  # nothing is expected before the first step: it may compile
+
+    def look(self, done: set[int]) -> None:
+        """Raise WorkerLostError where a worker is dead or silent, or where none gets on."""
+        now = time.monotonic()
+        for rank, actor in enumerate(self._actors):
+            if rank in self._asked:
+                self._hear(rank, now)
+            elif now >= self._next[rank]:
+                self._asked[rank] = (actor.beat.remote(), now)
+                self._next[rank] = now + 0.5
+        if self._moved is not None and len(done) < len(self._actors) and now > self._moved + self._cluster.timeout:
+            raise WorkerLostError(f"no worker has made a step for {self._cluster.timeout:g} s")
+
+    def _hear(self, rank: int, now: float) -> None:
+        answer, since = self._asked[rank]
+        ready, _ = ray.wait([answer], timeout=0)
+        if not ready:
+            if now > since + self._cluster.liveness:
+                self._silent.add(rank)
+                raise WorkerLostError(f"worker {rank} has not answered for {self._cluster.liveness:g} s")
+            return
+        del self._asked[rank]
+        steps = ray.get(answer)
+        if steps != self._steps[rank]:
+            if self._steps[rank] >= 0:
+                self._moved = now
+            self._steps[rank] = steps
+
+
+def _unanswered(asked: list[Any], seconds: float, *, wanted: Any = None) -> set[int]:
+    """Which of some calls failed, came too late, or gave another answer than `wanted` (None: any will do)."""
+    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=seconds) if asked else ([], [])
+    failed = set()
+    for index, call in enumerate(asked):
+        try:
+            answer = ray.get(call) if call in ready else None
+            if call not in ready or (wanted is not None and answer != wanted):
+                failed.add(index)
+        except ray.exceptions.RayError:
+            failed.add(index)
+    return failed
 
 
 @contextlib.contextmanager
@@ -279,4 +392,4 @@ def _ray_errors() -> Iterator[None]:
             raise cause from error
         raise WorkerError(f"a worker failed: {str(cause).strip().splitlines()[-1]}") from error
     except ray.exceptions.RayError as error:
-        raise WorkerError(f"a worker died: {str(error).strip().splitlines()[0]}") from error
+        raise WorkerLostError(f"a worker died: {str(error).strip().splitlines()[0]}") from error

@@ -15,7 +15,7 @@ from nap_runtime.decoding.state import Kind
 from nap_runtime.errors import RecordError, UsageError
 from nap_runtime.metrics.order import Flags, config_of
 
-_SYNC_KINDS = ("exact", "tokens", "shared", "kv", "gather")
+_SYNC_KINDS = ("exact", "tokens", "shared", "kv", "gather", "refresh")
 _NOBODY, _ANYBODY = -2, -1  # who may write a position, beside a worker's number
 
 
@@ -86,10 +86,15 @@ def _check_coordination(record: DecodeRecord) -> None:
 
 
 def _planned_syncs(record: DecodeRecord) -> list[SyncEvent]:
-    machine = Coordination(Plan.of(record.layout, config_of(record), record.assignment))
-    while not isinstance(machine.next(), Finish):
-        pass
-    return machine.events
+    """The config's syncs; after every refresh those of a decode that was resumed there."""
+    plan = Plan.of(record.layout, config_of(record), record.assignment)
+    planned: list[SyncEvent] = []
+    for begin in (0, *(event.step for event in record.syncs if event.kind == "refresh")):
+        machine = Coordination(plan, resume=begin)
+        while not isinstance(machine.next(), Finish):
+            pass
+        planned = [event for event in planned if event.step < begin] + machine.events
+    return planned
 
 
 def _check_syncs(record: DecodeRecord) -> None:

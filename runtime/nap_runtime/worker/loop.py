@@ -6,7 +6,7 @@ Nothing in a step waits for the device; reports and control words go beside it, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +28,7 @@ from nap_runtime.decoding.machine import (
     Sync,
 )
 from nap_runtime.decoding.meters import WorkerMeters
-from nap_runtime.decoding.record import SyncEvent
+from nap_runtime.decoding.record import CanvasDelta, SyncEvent
 from nap_runtime.decoding.schedule import block_of
 from nap_runtime.decoding.state import CanvasState, Kind, Region
 from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge_flags
@@ -59,12 +59,23 @@ class Task:
     """A batch of canvases of one layout: what a worker is given once per batch.
 
     A worker reports every R steps of the config, and every `report_every` steps too where that is given, for a view
-    that follows closely; nothing else depends on it.
+    that follows closely; nothing else depends on it. `report_early` asks for one after the first commits too.
+    `resume` begins in the middle of a decode that lost a worker.
     """
 
     plan: Plan
     prompts: tuple[tuple[int, ...], ...]
     report_every: int | None = None
+    report_early: bool = False
+    resume: Resume | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Where a decode goes on: every commit of the steps before `step`, `deltas[canvas]`."""
+
+    step: int
+    deltas: tuple[tuple[CanvasDelta, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +105,7 @@ class BlockWorker:
 
     def __init__(self, denoiser: Denoiser, comm: Communicator, *, dtype: torch.dtype, device: torch.device) -> None:
         self.denoiser, self.comm, self.dtype, self.device = denoiser, comm, dtype, device
+        self.steps = 0  # instructions obeyed, over all batches: whoever watches sees whether it grows
 
     def run(
         self,
@@ -110,6 +122,7 @@ class BlockWorker:
         with torch.inference_mode():
             run = _Run(self, task, on_report, cancelled)
             while not isinstance(todo := run.machine.next(run.control()), Finish):
+                self.steps += 1
                 if not run.obey(todo):
                     break
             return run.finish(cancelled=isinstance(todo, Finish) and todo.cancelled)
@@ -127,25 +140,32 @@ class _Run:
     ) -> None:
         self.plan, self.layout, self.config = task.plan, task.plan.layout, task.plan.config
         self.denoiser, self.rank = worker.denoiser, worker.comm.rank
-        self.machine = Coordination(task.plan)
+        begin = 0 if task.resume is None else task.resume.step
+        self.machine = Coordination(task.plan, resume=begin)
         self.wire = Wire(worker.comm, Clock(worker.device))
         initial = [self.layout.initial_ids(prompt) for prompt in task.prompts]
         self.state = CanvasState.start(self.layout, initial, worker.device)
+        if task.resume is not None:
+            self.state.restore(task.resume.deltas)
         self.resources = Resources(task.plan, worker.denoiser.config, self.wire, self.state, dtype=worker.dtype)
         self.reporter = Reporter(
             self.state,
             worker=self.rank,
             slots=self.resources.partition[self.rank],
             path_slots=self.resources.path_slots[self.rank],
-            on_report=on_report,
+            on_report=None if on_report is None else self._hand_on,
+            begin=begin,
         )
+        self._on_report = on_report
         self.forwards: list[int] = []
+        self._told_forwards = self._told_events = 0
         self._paths = self.plan.assignment.paths_of(self.rank)
         self._own_rows = len(self.plan.assignment.own_rows(self.layout, self.rank))
         self._cancelled, self._control_comm = cancelled, worker.comm
         self._pending: PendingFlags | None = None
         self._own_done = False  # the host knows that every own path is closed
         self._report_every = task.report_every or task.plan.config.control_every
+        self._report_early = range(1, 3) if task.report_early else range(0)  # a GPU's copy is read one report later
         self._dirty = False  # a row was committed and not computed since
         self._told_before = 0  # tokens of earlier steps have been told to the peers
 
@@ -314,7 +334,7 @@ class _Run:
         step, period = self.machine.step, self.config.control_every
         if not self.machine.between_steps or step == self.reporter.step:
             return None
-        if step % period == 0 or step % self._report_every == 0:
+        if step % period == 0 or step % self._report_every == 0 or step in self._report_early:
             self.reporter.report(step)
         return self._control_word(step, as_of=step - period) if step % period == 0 else None
 
@@ -333,6 +353,17 @@ class _Run:
         flags = (int(not self._cancelled()), int(self._own_done), int(all_done))
         self._pending = self._control_comm.start_flags(flags)
         return word
+
+    def _hand_on(self, report: Report) -> None:
+        """A report with what the worker did since its last one."""
+        assert self._on_report is not None
+        forwards = tuple(step for step in self.forwards[self._told_forwards :] if step < report.step)
+        self._told_forwards += len(forwards)
+        events: tuple[SyncEvent, ...] = ()
+        if self.rank == 0:
+            events = tuple(event for event in self.machine.events[self._told_events :] if event.step < report.step)
+            self._told_events += len(events)
+        self._on_report(replace(report, forwards=forwards, events=events))
 
     def finish(self, *, cancelled: bool) -> Outcome:
         """The last report, and the totals."""

@@ -11,17 +11,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nap_runtime.decoding.record import CanvasDelta, deltas_between
+from nap_runtime.decoding.record import CanvasDelta, SyncEvent, deltas_between
 from nap_runtime.decoding.state import CanvasState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a worker committed since its last report: `deltas[canvas]`. Steps before `step` are complete."""
+    """What a worker committed since its last report: `deltas[canvas]`. Steps before `step` are complete.
+
+    `forwards` are the steps at which it ran the network since then, `events` the syncs (worker 0 alone tells them).
+    """
 
     worker: int
     step: int
     deltas: tuple[tuple[CanvasDelta, ...], ...]
+    forwards: tuple[int, ...] = ()
+    events: tuple[SyncEvent, ...] = ()
 
 
 class Reporter:
@@ -32,6 +37,7 @@ class Reporter:
         slots: slots the worker answers for; `path_slots` those of them that belong to its paths.
         on_report: takes each report; must not block. None: nobody listens, no deltas are built, and what is copied
             only tells when everything is done.
+        begin: the step that comes first; what was committed before it is known already.
 
     On a GPU the copy of one control point is read at the next, when it has long arrived; on a CPU at once.
     """
@@ -44,14 +50,14 @@ class Reporter:
         slots: Sequence[int],
         path_slots: Sequence[int],
         on_report: Callable[[Report], None] | None,
+        begin: int = 0,
     ) -> None:
         self._state, self._worker, self._on_report = state, worker, on_report
         self._positions = np.array(slots, dtype=np.int64)
         self._positions_S = torch.from_numpy(self._positions).to(state.ids.device)
         self._is_path = np.isin(self._positions, list(path_slots))
         self._waiting: tuple[int, dict[str, Tensor], torch.cuda.Event | None] | None = None
-        self._reported = 0
-        self.step = 0
+        self._reported = self.step = begin
         self.paths_done_at: int | None = None  # the canvas step from which no own path slot is masked
         self.all_done_at: int | None = None  # the same for every slot the worker answers for
 

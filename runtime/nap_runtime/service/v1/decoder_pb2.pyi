@@ -20,6 +20,7 @@ class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_STATE_SUCCEEDED: _ClassVar[JobState]
     JOB_STATE_FAILED: _ClassVar[JobState]
     JOB_STATE_CANCELLED: _ClassVar[JobState]
+    JOB_STATE_EXPIRED: _ClassVar[JobState]
 
 class JobView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -113,6 +114,14 @@ class DeviceState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEVICE_STATE_BUSY: _ClassVar[DeviceState]
     DEVICE_STATE_SPARE: _ClassVar[DeviceState]
     DEVICE_STATE_LOST: _ClassVar[DeviceState]
+
+class GroupState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GROUP_STATE_UNSPECIFIED: _ClassVar[GroupState]
+    GROUP_STATE_STARTING: _ClassVar[GroupState]
+    GROUP_STATE_IDLE: _ClassVar[GroupState]
+    GROUP_STATE_BUSY: _ClassVar[GroupState]
+    GROUP_STATE_RECOVERING: _ClassVar[GroupState]
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
@@ -120,6 +129,7 @@ JOB_STATE_CANCELLING: JobState
 JOB_STATE_SUCCEEDED: JobState
 JOB_STATE_FAILED: JobState
 JOB_STATE_CANCELLED: JobState
+JOB_STATE_EXPIRED: JobState
 JOB_VIEW_UNSPECIFIED: JobView
 JOB_VIEW_BASIC: JobView
 JOB_VIEW_RESULT: JobView
@@ -177,6 +187,11 @@ DEVICE_STATE_IDLE: DeviceState
 DEVICE_STATE_BUSY: DeviceState
 DEVICE_STATE_SPARE: DeviceState
 DEVICE_STATE_LOST: DeviceState
+GROUP_STATE_UNSPECIFIED: GroupState
+GROUP_STATE_STARTING: GroupState
+GROUP_STATE_IDLE: GroupState
+GROUP_STATE_BUSY: GroupState
+GROUP_STATE_RECOVERING: GroupState
 
 class SubmitRequest(_message.Message):
     __slots__ = ("idempotency_key", "spec", "priority", "deadline", "labels")
@@ -283,7 +298,7 @@ class ClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterResponse(_message.Message):
-    __slots__ = ("nodes", "models", "jobs_queued", "jobs_running", "version", "config_version", "delta_version")
+    __slots__ = ("nodes", "models", "jobs_queued", "jobs_running", "version", "config_version", "delta_version", "groups")
     NODES_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     JOBS_QUEUED_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +306,7 @@ class ClusterResponse(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CONFIG_VERSION_FIELD_NUMBER: _ClassVar[int]
     DELTA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     nodes: _containers.RepeatedCompositeFieldContainer[Node]
     models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
     jobs_queued: int
@@ -298,7 +314,8 @@ class ClusterResponse(_message.Message):
     version: str
     config_version: int
     delta_version: int
-    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., jobs_queued: _Optional[int] = ..., jobs_running: _Optional[int] = ..., version: _Optional[str] = ..., config_version: _Optional[int] = ..., delta_version: _Optional[int] = ...) -> None: ...
+    groups: _containers.RepeatedCompositeFieldContainer[Group]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., jobs_queued: _Optional[int] = ..., jobs_running: _Optional[int] = ..., version: _Optional[str] = ..., config_version: _Optional[int] = ..., delta_version: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class JobSpec(_message.Message):
     __slots__ = ("prompt", "model", "config", "workers", "id", "gold")
@@ -331,7 +348,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "idempotency_key", "spec", "priority", "deadline", "labels", "state", "attempt", "last_event", "submitted_at", "started_at", "finished_at", "error", "result")
+    __slots__ = ("id", "idempotency_key", "spec", "priority", "deadline", "labels", "state", "attempt", "last_event", "submitted_at", "started_at", "finished_at", "error", "result", "failures", "step")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -353,6 +370,8 @@ class Job(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     id: str
     idempotency_key: str
     spec: JobSpec
@@ -367,7 +386,9 @@ class Job(_message.Message):
     finished_at: _timestamp_pb2.Timestamp
     error: JobError
     result: DecodeResult
-    def __init__(self, id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., priority: _Optional[int] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., attempt: _Optional[int] = ..., last_event: _Optional[int] = ..., submitted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., result: _Optional[_Union[DecodeResult, _Mapping]] = ...) -> None: ...
+    failures: int
+    step: int
+    def __init__(self, id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., priority: _Optional[int] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., attempt: _Optional[int] = ..., last_event: _Optional[int] = ..., submitted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., result: _Optional[_Union[DecodeResult, _Mapping]] = ..., failures: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
 
 class JobError(_message.Message):
     __slots__ = ("code", "message", "field")
@@ -682,6 +703,26 @@ class Device(_message.Message):
     memory_used_bytes: int
     job_id: str
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
+
+class Group(_message.Message):
+    __slots__ = ("index", "state", "workers", "job_ids", "restarts", "recoveries", "last_recovery", "processes")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    JOB_IDS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    RECOVERIES_FIELD_NUMBER: _ClassVar[int]
+    LAST_RECOVERY_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    state: GroupState
+    workers: int
+    job_ids: _containers.RepeatedScalarFieldContainer[str]
+    restarts: int
+    recoveries: int
+    last_recovery: _duration_pb2.Duration
+    processes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[GroupState, str]] = ..., workers: _Optional[int] = ..., job_ids: _Optional[_Iterable[str]] = ..., restarts: _Optional[int] = ..., recoveries: _Optional[int] = ..., last_recovery: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., processes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("name", "architecture", "parameters", "vocabulary", "max_canvas", "dtype")

@@ -71,7 +71,8 @@ class DecoderServicer:
 
     def Submit(self, request, context):
         """Journals the job, then acknowledges it. The same idempotency key with the same payload returns the job that it
-        made the first time; with another payload it is ALREADY_EXISTS. A full queue is RESOURCE_EXHAUSTED.
+        made the first time; with another payload it is ALREADY_EXISTS. Keys belong to the token that used them. A full
+        queue, or a full quota of the token, is RESOURCE_EXHAUSTED with the trailing metadata `retry-after-ms`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +103,7 @@ class DecoderServicer:
     def Watch(self, request, context):
         """The events of one job, in order of their numbers, from `after_event` on: first those journaled, then live ones,
         and the end of the stream after `Finished`. A client that was cut off asks again with the last number it saw.
-        A client that reads too slowly loses provisional events first and is then ended with RESOURCE_EXHAUSTED.
+        A client that reads slowly is waited for; it loses provisional events, never journaled ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

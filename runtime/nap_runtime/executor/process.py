@@ -1,0 +1,175 @@
+"""What runs in a worker's own process: its weights, its place in a group, its step loop in a thread.
+
+Knows nothing of Ray: `ray_executor` makes an actor of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nap_runtime.distributed.torch_group import GroupAddress, TorchCommunicator, join_store, open_store
+from nap_runtime.errors import NapError, WorkerError
+from nap_runtime.executor.base import WorkerPlace
+from nap_runtime.models.config import ModelConfig
+from nap_runtime.models.loading import load_weights, read_card
+from nap_runtime.models.transformer import DiffusionTransformer
+from nap_runtime.worker import BlockWorker, Outcome, Report, Task
+
+_DONE = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCopy:
+    """A model's weights as a living worker holds them, byte for byte: what a replacement loads in place of files."""
+
+    config: ModelConfig
+    tensors: Mapping[str, npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What all workers of a group share. `threads` None leaves torch its choice; `timeout` is the collectives'."""
+
+    model: str
+    dtype: str
+    device: str
+    threads: int | None
+    timeout: float
+
+
+class WorkerProcess:
+    """A worker process. Its methods only start the loop, hand on reports and answer; none of them computes."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup, self._timeout = setup, timedelta(seconds=setup.timeout)
+        self._dtype: torch.dtype = getattr(torch, setup.dtype)
+        self._cancel = threading.Event()
+        self._loop: threading.Thread | None = None
+        self._model: DiffusionTransformer | None = None
+        self._comm: TorchCommunicator | None = None
+        self._worker: BlockWorker | None = None
+        self._store: Any = None
+        self._device = torch.device("cpu")
+
+    def load(self, copy: HostCopy | None = None) -> bool:
+        """Take the weights from a peer's copy, or read them from the model's files."""
+        if self._setup.threads:
+            torch.set_num_threads(self._setup.threads)
+        self._device = _own_device(self._setup.device)
+        if copy is None:
+            self._model = load_weights(read_card(self._setup.model), dtype=self._dtype, device=self._device)
+        else:
+            self._model = _from_copy(copy, self._dtype, self._device)
+        return True
+
+    def host_copy(self) -> HostCopy:
+        """The weights, for a worker that takes a lost one's place."""
+        assert self._model is not None, "load was not called"
+        return HostCopy(
+            config=self._model.config,
+            tensors={name: _as_bytes(value) for name, value in self._model.named_parameters()},
+        )
+
+    def open_group(self, host: str) -> GroupAddress:
+        """Rank 0: bind the group's store."""
+        self._store, address = open_store(host, self._timeout)
+        return address
+
+    def join(self, address: GroupAddress, rank: int, world: int) -> WorkerPlace:
+        """Become a member of a group."""
+        assert self._model is not None, "load was not called"
+        store = (self._store if rank == 0 else None) or join_store(address, self._timeout)
+        self._comm = TorchCommunicator(store, rank=rank, world=world, device=self._device, timeout=self._timeout)
+        self._worker = BlockWorker(self._model, self._comm, dtype=self._dtype, device=self._device)
+        where = str(self._device)
+        if self._device.type == "cuda":
+            where = f"{where} {torch.cuda.get_device_properties(self._device).uuid}"
+        return WorkerPlace(worker=rank, process=os.getpid(), host=socket.gethostname(), device=where)
+
+    def leave(self, patience: float) -> bool:
+        """Give up the group, whatever the loop is doing; False where the loop cannot be got out of it.
+
+        Collectives that wait for a lost peer are aborted, not waited for.
+        """
+        self._cancel.set()
+        comm, self._comm, self._worker = self._comm, None, None
+        if not self._ended(patience / 2) and comm is not None:
+            comm.abort()
+            if not self._ended(patience / 2):
+                return False
+        if comm is not None:
+            with contextlib.suppress(Exception):
+                comm.close()
+        self._store = None
+        return True
+
+    def _ended(self, seconds: float) -> bool:
+        if self._loop is not None:
+            self._loop.join(seconds)
+            return not self._loop.is_alive()
+        return True
+
+    def beat(self) -> int:
+        """A sign of life: instructions obeyed so far."""
+        return -1 if self._worker is None else self._worker.steps
+
+    def run(self, task: Task) -> Iterator[Report | Outcome | NapError]:
+        """Decode a batch; yields reports as they come, the outcome last."""
+        self._cancel.clear()
+        out: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._loop = threading.Thread(target=self._decode, args=(task, out), name="step loop", daemon=True)
+        self._loop.start()
+        while (item := out.get()) is not _DONE:
+            yield item
+
+    def _decode(self, task: Task, out: queue.SimpleQueue[Any]) -> None:
+        worker = self._worker
+        rank = "" if worker is None else f" {worker.comm.rank}"
+        try:
+            if worker is None:
+                raise WorkerError("a worker was asked to decode before it had joined a group")
+            out.put(worker.run(task, on_report=out.put, cancelled=self._cancel.is_set))
+        except NapError as error:
+            out.put(error)
+        except Exception as error:
+            out.put(WorkerError(f"worker{rank}: {type(error).__name__}: {error}"))
+        finally:
+            out.put(_DONE)
+
+    def cancel(self) -> None:
+        """Stop at the next control point that all workers share."""
+        self._cancel.set()
+
+
+def _own_device(device: str) -> torch.device:
+    """The device this process was given: always `cuda:0` of those it may see."""
+    if device == "cuda":
+        torch.cuda.set_device(0)
+        return torch.device("cuda", 0)
+    return torch.device(device)
+
+
+def _as_bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    flat: npt.NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1)
+    return flat
+
+
+def _from_copy(copy: HostCopy, dtype: torch.dtype, device: torch.device) -> DiffusionTransformer:
+    model = DiffusionTransformer(copy.config, dtype=dtype, device=device)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            given = torch.from_numpy(copy.tensors[name].copy()).view(dtype)
+            value.copy_(given.reshape(value.shape))
+    return model.requires_grad_(False).eval()
