@@ -201,8 +201,8 @@ def _setup(facts: dict[str, Any], points: Sequence[Point], ledger: Sequence[dict
         f"{train['response_tokens']:,} response tokens. The runs saw {epochs:.1f} epochs of it.",
         f"Adaptation tokens count every position of every canvas: prompt, and the region of {data['gen_length']} slots "
         "with its end-of-text padding.",
-        f"Questions: {questions['count']} of GSM8K's {data['test']['rows']:,} test questions, those of the most frequent "
-        f"prompt lengths ({lengths}), chosen by length alone so that canvases batch without padding. Loss: the first "
+        f"Questions: {questions['count']} of GSM8K's {data['test']['rows']:,} test questions, those of the most "
+        f"frequent prompt lengths ({lengths}), chosen by length alone so that batches need no padding. Loss: the first "
         f"{data['held']['rows']} test rows that fit.",
         f"Seeds: {config['seed']} for random weights, order and masks, the same in all arms. One training each.",
         f"Decoding: {data['gen_length']} slots, end-of-text weight {config['decode']['eos_weight']:g}, "

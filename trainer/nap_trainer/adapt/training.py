@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.transformer import DiffusionTransformer
@@ -133,10 +136,16 @@ class LoopTrainer:
         from nap_trainer.prepare import Prepared
         from nap_trainer.ranks import Ranks
 
+        class Steady(Trainer):
+            """Every batch as wide as the widest, so that one compiled graph serves all steps of all arms."""
+
+            def step(self, step: int, batches: Sequence[HostBatch]) -> tuple[Tensor, Tensor | float]:
+                return super().step(step, [widened(batch, self.loader.width) for batch in batches])
+
         ranks = Ranks.of_environment()
         ranks.connect()
         prepared = Prepared(card=setup.card, marks=Marks.of_text(setup.card), table=setup.data.train)
-        self._trainer = Trainer(train_config(setup), ranks, prepared)
+        self._trainer = Steady(train_config(setup), ranks, prepared)
         self._log = TrainLog(setup.folder, total=setup.config.steps, start=0, tensorboard=False, active=True)
 
     @property
@@ -159,6 +168,24 @@ class LoopTrainer:
         """See `ArmTrainer`."""
         trainer = self._trainer
         trainer.engine.save(trainer.checkpoints, step=trainer.step_done, client={}, keep=1)
+
+
+def widened(batch: HostBatch, n: int) -> HostBatch:
+    """A batch with columns outside every canvas up to N = n; nobody sees those, and nothing there is learnt."""
+    extra = n - batch.ids_BN.shape[1]
+
+    def wide(array: npt.NDArray[Any], fill: int) -> npt.NDArray[Any]:
+        return np.pad(array, ((0, 0), (0, extra)), constant_values=fill)
+
+    return replace(
+        batch,
+        ids_BN=wide(batch.ids_BN, int(batch.ids_BN[0, -1])),
+        block_BN=wide(batch.block_BN, 0),
+        header_BN=wide(batch.header_BN, 0),
+        owner_BN=wide(batch.owner_BN, OUTSIDE),
+        text_BN=wide(batch.text_BN, 0),
+        full=False,
+    )
 
 
 # -- tokens and the held-out loss ------------------------------------------------------------------------------------
