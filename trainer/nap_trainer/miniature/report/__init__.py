@@ -1,0 +1,1 @@
+"""The page: what has run (``results``), its tables (``tables``, ``contrasts``, ``claims``), plots, their assembly."""

@@ -1,0 +1,194 @@
+"""The page itself: headings, what is held constant, tables, plots, costs, and what is missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from nap_runtime.models.files import write_text_atomic
+from nap_trainer.miniature.driver import Driver
+from nap_trainer.miniature.report import plots, tables
+from nap_trainer.miniature.report.claims import AGREES, DISAGREES, OPEN, claims
+from nap_trainer.miniature.report.results import Results
+from nap_trainer.miniature.report.text import table
+
+
+def render(driver: Driver, out: Path, *, processes: int = 0) -> Results:
+    """Grade, draw and write the page; plots go into a folder beside it with the page's name."""
+    results = Results.collect(driver, processes=processes or os.cpu_count() or 1)
+    folder = out.with_suffix("")
+    pictures = [f"{folder.name}/{path.name}" for path in plots.draw(results, folder)]
+    write_text_atomic(out, "\n".join(_page(results, pictures)) + "\n")
+    return results
+
+
+def _page(results: Results, pictures: list[str]) -> Iterator[str]:
+    yield "# The paper's result in miniature"
+    yield ""
+    yield "Rendered from stored arrays by `python -m nap_trainer.miniature report`; nothing on this page is typed in."
+    yield "What is compared and why stands in [study-plan.md](study-plan.md), which was written first."
+    yield ""
+    yield from _setting(results)
+    yield from _disagreements(results)
+    yield from _planned(results)
+    yield from _paper_tables(results, pictures)
+    yield from _beyond(results, pictures)
+    yield from _costs(results)
+
+
+def _setting(results: Results) -> Iterator[str]:
+    study = results.study
+    yield "## Setting"
+    yield ""
+    knobs = ", ".join(f"{name} {value}" for name, value in study.problem_set.items()) or "its defaults"
+    yield f"Problems: `{study.source}` ({knobs}); {study.train:,} for training, {study.dev:,} for development,"
+    yield f"{study.test:,} for the test, of which the first {study.order:,} also for the order settings."
+    training = ", ".join(f"{name} {value}" for name, value in study.training.items()) or "the trainer's defaults"
+    yield f"Training, the same for every arm: {training}. Decoding: {study.dtype}, greedy, sync `exact`."
+    yield f"Every canvas has {study.geometry.rows} rows behind its prompt."
+    yield ""
+    yield "An entry is a share with its 95% interval: over seeds and problems, or for one seed Wilson's over problems."
+    yield "ARness is set-based @1 over content slots of the first seed, with a bootstrap interval over problems; it is"
+    yield "computed on the first problems of each decode (column n). `missing` has not run."
+    yield ""
+    yield from tables.trainings(results)
+    yield ""
+
+
+def _disagreements(results: Results) -> Iterator[str]:
+    found = claims(results)
+    yield "## Where this disagrees with the paper"
+    yield ""
+    against = [claim for claim in found if claim.verdict == DISAGREES]
+    yield from (f"- The paper: {claim.paper}. Here: {claim.found or 'see below'}." for claim in against)
+    if not against:
+        yield "No claim is contradicted by an interval on this page."
+    undecided = [claim for claim in found if claim.verdict == OPEN]
+    if undecided:
+        yield ""
+        yield "Left undecided: " + "; ".join(f"{claim.paper} ({claim.found})" for claim in undecided) + "."
+    yield ""
+    yield "A claim *agrees* where the interval lies wholly on its side of 0, *disagrees* where it lies on the other"
+    yield "side or within ±2 points, and is *undecided* else. Claims about order compare ARness with 0.7."
+    yield ""
+    yield from table(["the paper says", "found", "verdict"], [[c.paper, c.found, _bold(c.verdict)] for c in found])
+    yield ""
+
+
+def _bold(verdict: str) -> str:
+    return verdict if verdict == AGREES else f"**{verdict}**"
+
+
+def _planned(results: Results) -> Iterator[str]:
+    yield "## Planned comparisons"
+    yield ""
+    yield from tables.comparisons(results)
+    yield ""
+    yield "`secondary` and `same weights` are two families, Holm-adjusted apart. With one seed an interval covers"
+    yield "problems only. Between different weights p comes from the bootstrap, for the same weights from McNemar."
+    yield ""
+
+
+def _paper_tables(results: Results, pictures: list[str]) -> Iterator[str]:
+    few, *_ = sorted(results.study.order_per_step)
+    yield "## Table 1: ARness by decoding rule"
+    yield ""
+    yield f"{few} token a step; canvas over content slots, and per path. The paper: arbitrary order 0.73 (LLaDA) and"
+    yield "0.92 (Dream), block-wise Fast-dLLM 0.87 and 0.94, random near 0."
+    yield ""
+    yield from tables.arness_by_rule(results, few)
+    yield ""
+    yield "## Table 2: training data and ARness"
+    yield ""
+    yield "Arbitrary order, end-of-text last, 1 token a step. The paper compares a pretrained model with itself after"
+    yield "Long-CoT training (0.73 → 0.81, 0.92 → 0.93). Nothing is pretrained here: the short chain is the base."
+    yield "One seed."
+    yield ""
+    yield from tables.data_and_arness(results)
+    yield ""
+    yield "## Table 3: accuracy by tokens a step"
+    yield ""
+    yield "Each arm with the setting that its search chose. Steps are NAP's."
+    yield ""
+    yield from tables.accuracy_by_steps(results)
+    yield ""
+    yield from _picture(pictures, "accuracy-by-steps", "Accuracy and ARness by tokens a step")
+    yield "## Table 4: data and decoding"
+    yield ""
+    yield "NAP's canvas for all, end-of-text last, first seed, order problems. The paper's base is a pretrained model;"
+    yield "here it is the twin, which never saw three blocks."
+    yield ""
+    yield from tables.data_and_decoding(results)
+    yield ""
+    yield "## Table 5: number of paths"
+    yield ""
+    yield "Constant: rows behind the prompt, problems, training steps, search. Not: traces shown, target tokens."
+    yield ""
+    yield from tables.width(results)
+    yield ""
+    yield "## Figure 2: accuracy against ARness"
+    yield ""
+    yield from _picture(pictures, "accuracy-against-arness", "Accuracy against ARness, one mark a rule")
+    yield from _picture(pictures, "decoding-order", "When each slot is committed (the paper's Figure 1)")
+
+
+def _picture(pictures: list[str], name: str, title: str) -> Iterator[str]:
+    found = [picture for picture in pictures if Path(picture).stem == name]
+    yield from (f"![{title}]({picture})" for picture in found)
+    if not found:
+        yield f"({title}: nothing has run)"
+    yield ""
+
+
+def _beyond(results: Results, pictures: list[str]) -> Iterator[str]:
+    yield "## Paths, votes, summary"
+    yield ""
+    for per_step in (k for k in (1, 4) if k in results.numbers):
+        yield f"{per_step} token{'s' * (per_step > 1)} a step, test problems, means over seeds. Exploratory."
+        yield ""
+        yield from tables.paths_and_votes(results, per_step)
+        yield ""
+    yield "## By depth"
+    yield ""
+    for per_step in (k for k in (1, 4) if k in results.numbers):
+        yield f"{per_step} token{'s' * (per_step > 1)} a step, seeds pooled. Exploratory."
+        yield ""
+        yield from tables.by_depth(results, per_step)
+        yield ""
+    yield from _picture(pictures, "accuracy-by-depth", "Accuracy by depth")
+    yield "## Every reading of ARness"
+    yield ""
+    yield "Order settings, first seed. Layout null: every path strictly left to right on the schedule as it went."
+    for number in sorted(results.study.order_per_step):
+        yield ""
+        yield f"{number} token{'s' * (number > 1)} a step:"
+        yield ""
+        yield from tables.every_reading(results, number)
+    yield ""
+
+
+def _costs(results: Results) -> Iterator[str]:
+    yield "## What the search chose"
+    yield ""
+    yield f"With accuracy on the {results.study.dev:,} development problems."
+    yield ""
+    yield from tables.choices(results)
+    yield ""
+    yield "## Ledger"
+    yield ""
+    yield from tables.ledger(results)
+    yield ""
+    yield "## Commands"
+    yield ""
+    yield "What was run; every call goes on from the last. `python -m nap_trainer.miniature report RUN --out PAGE`"
+    yield "makes the page, also from the per-problem records in `benchmarks/results/miniature`."
+    yield ""
+    yield from tables.commands(results)
+    yield ""
+    yield "## Missing"
+    yield ""
+    if results.missing:
+        yield from (f"- {name}" for name in results.missing)
+    else:
+        yield "Nothing that the study asks for."
