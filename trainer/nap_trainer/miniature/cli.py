@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nap_trainer.miniature.driver import Driver
+    from nap_trainer.miniature.driver import Driver, Machine
     from nap_trainer.miniature.study import Model
 
 _ABOUT = """The paper's result in miniature.
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     decodes = argparse.ArgumentParser(add_help=False)
     decodes.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     decodes.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), help="default: the study's")
+    decodes.add_argument("--compile", action="store_true", help="torch.compile the network")
     decodes.add_argument("--batch", type=int, metavar="N", help="canvases at once (default: the study's)")
     train = verbs.add_parser("train", parents=[common, timed])
     train.add_argument("--only", action="append", metavar="ARM:SEED", help="this training only; repeatable")
@@ -81,6 +82,12 @@ def _driver(args: argparse.Namespace) -> Driver:
     return Driver(store, study, source, processes=args.processes, say=_say)
 
 
+def _machine(args: argparse.Namespace) -> Machine:
+    from nap_trainer.miniature.driver import Machine
+
+    return Machine(device=args.device, dtype=args.dtype, batch=args.batch, compiled=args.compile)
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -110,7 +117,7 @@ def _decode(args: argparse.Namespace) -> int:
     from nap_trainer.miniature.driver import Deadline
 
     deadline, driver = Deadline(args.deadline), _driver(args)
-    done = driver.decode(deadline, device=args.device, batch=args.batch, dtype=args.dtype)
+    done = driver.decode(deadline, _machine(args))
     print("decode: nothing left that can run" if done else "decode: stopped at the deadline")
     return 0 if done else 3
 
@@ -124,7 +131,7 @@ def _probe(args: argparse.Namespace) -> int:
         stage="probe", model=model, canvas=model.arm, setting=Setting.parse(args.setting), split="dev",
         count=driver.study.dev,
     )  # fmt: skip
-    accuracy = driver.probe(unit, device=args.device, batch=args.batch, dtype=args.dtype)
+    accuracy = driver.probe(unit, _machine(args))
     print(f"{unit.name}: accuracy {accuracy:.4f} on {unit.count} development problems")
     return 0
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.machine import Plan
@@ -23,6 +24,7 @@ from nap_runtime.errors import DataError, UsageError
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig, Rule, Scope
 from nap_runtime.models.files import atomic_path
+from nap_runtime.models.transformer import Attend, DiffusionTransformer
 from nap_runtime.worker import Denoiser, Outcome, Task
 from nap_trainer.miniature.arms import Arm, Geometry, Tags
 from nap_trainer.miniature.problems import Array
@@ -142,6 +144,19 @@ class Decoded:
     def first(self, count: int) -> Self:
         """The same with the order of the first `count` canvases only."""
         return type(self)(ids_nS=self.ids_nS, step_mS=self.step_mS[:count], committed_mS=self.committed_mS[:count])
+
+
+class Compiled:
+    """A denoiser whose rows go through torch.compile: one graph for every batch size and canvas."""
+
+    def __init__(self, network: DiffusionTransformer) -> None:
+        self.config, self.logits = network.config, network.logits
+        self._rows = torch.compile(network.forward_rows, dynamic=True)
+
+    def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Attend) -> Tensor:
+        """See `Denoiser`."""
+        hidden_BRD: Tensor = self._rows(ids_BR, rows_R, attend)
+        return hidden_BRD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

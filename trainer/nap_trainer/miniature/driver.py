@@ -17,8 +17,10 @@ from nap_runtime.api import check_device, check_dtype
 from nap_runtime.errors import ModelError, NapError
 from nap_runtime.models.loading import load_model
 from nap_runtime.models.tokenizer import Tokenizer, load_tokenizer
+from nap_runtime.models.transformer import DiffusionTransformer
+from nap_runtime.worker import Denoiser
 from nap_trainer.miniature.arms import ARMS, Tags, prompts_of
-from nap_trainer.miniature.decoding import Decoder
+from nap_trainer.miniature.decoding import Compiled, Decoder
 from nap_trainer.miniature.grading import accuracy, read_answers
 from nap_trainer.miniature.problems import Problems, Source, Split
 from nap_trainer.miniature.schedule import Schedule
@@ -149,10 +151,9 @@ class Driver:
 
     # -- decoding ---------------------------------------------------------------------------------------------------
 
-    def decode(self, deadline: Deadline, *, device: str, batch: int | None = None, dtype: str | None = None) -> bool:
+    def decode(self, deadline: Deadline, machine: Machine) -> bool:
         """Decode what is missing, most wanted first; True when nothing that can run is left."""
-        check_device(device)
-        runner = _Runner(self, device, batch or self.study.batch, dtype or self.study.dtype)
+        runner = _Runner(self, machine)
         for unit in Schedule(self.study, self.store, self.score).units():
             if not deadline.allows(self._decode_seconds(unit)):
                 return False
@@ -168,11 +169,10 @@ class Driver:
             self._scores[unit.name] = accuracy(answers, problems)
         return self._scores[unit.name]
 
-    def probe(self, unit: Decode, *, device: str, batch: int | None = None, dtype: str | None = None) -> float:
+    def probe(self, unit: Decode, machine: Machine) -> float:
         """Decode one development unit and score it: what a pilot looks at."""
-        check_device(device)
         if not self.store.decode(unit).exists():
-            _Runner(self, device, batch or self.study.batch, dtype or self.study.dtype).run(unit)
+            _Runner(self, machine).run(unit)
         return self.score(unit)
 
     def _decode_seconds(self, unit: Decode) -> float:
@@ -182,12 +182,24 @@ class Driver:
         return max((row["seconds"] / row["steps"] for row in rows), default=0.0) * slots / unit.setting.per_step
 
 
-class _Runner:
-    """Runs decodes; keeps the last model on the device."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What decodes: device, precision (None: the study's), canvases at once (None: the study's), torch.compile."""
 
-    def __init__(self, driver: Driver, device: str, batch: int, dtype: str) -> None:
-        self._driver, self._device, self._batch = driver, torch.device(device), batch
-        self._dtype = check_dtype(dtype)
+    device: str = "cpu"
+    dtype: str | None = None
+    batch: int | None = None
+    compiled: bool = False
+
+
+class _Runner:
+    """Runs decodes with one network, into which the models' weights are loaded in turn (compiled code stays good)."""
+
+    def __init__(self, driver: Driver, machine: Machine) -> None:
+        check_device(machine.device)
+        self._driver, self._machine, self._device = driver, machine, torch.device(machine.device)
+        self._dtype = check_dtype(machine.dtype or driver.study.dtype)
+        self._network: DiffusionTransformer | None = None
         self._decoder: Decoder | None = None
         self._of: Model | None = None
 
@@ -202,16 +214,25 @@ class _Runner:
         seconds = time.monotonic() - began
         decoded.first(study.order).save(driver.store.decode(unit))
         steps = -(-study.geometry.rows // unit.setting.per_step)
-        driver.store.log("decode", unit.name, seconds, count=unit.count, steps=steps, device=device_name())
+        driver.store.log("decode", unit.name, seconds, count=unit.count, steps=steps, device=device_name(self._device))
         driver.say(f"{unit.name}: {unit.count} canvases in {seconds:.1f} s")
 
     def _decoder_of(self, model: Model) -> Decoder:
         if self._decoder is None or self._of != model:
             folder = self._driver.store.root / self._driver.store.model_note(model)["folder"]
-            loaded = load_model(folder, dtype=self._dtype, device=self._device)
-            self._decoder = Decoder(model=loaded.model, dtype=self._dtype, device=self._device, batch=self._batch)
+            loaded = load_model(folder, dtype=self._dtype, device=self._device).model
+            if self._network is None or self._network.config != loaded.config:
+                self._network, self._decoder = loaded, self._made(loaded)
+            else:
+                self._network.load_state_dict(loaded.state_dict())
             self._of = model
+        assert self._decoder is not None
         return self._decoder
+
+    def _made(self, network: DiffusionTransformer) -> Decoder:
+        model: Denoiser = Compiled(network) if self._machine.compiled else network
+        batch = self._machine.batch or self._driver.study.batch
+        return Decoder(model=model, dtype=self._dtype, device=self._device, batch=batch)
 
 
 def _train_in_process(root: Path, model: Model) -> None:
@@ -231,9 +252,10 @@ def _raise_any(done: set[Future[None]]) -> None:
             raise error if isinstance(error, NapError) else ModelError(f"a training failed: {error}")
 
 
-def device_name() -> str:
-    """The accelerator's name, else `cpu`."""
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+def device_name(device: torch.device | None = None) -> str:
+    """The accelerator's name, else `cpu`; without a device the one that a training takes."""
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    return torch.cuda.get_device_name(0) if on_gpu else "cpu"
 
 
 def missing(driver: Driver) -> Iterator[str]:
