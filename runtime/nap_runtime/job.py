@@ -6,24 +6,29 @@ Values left at `None` are filled in by `nap_runtime.models.prompting.resolve`, w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from nap_runtime.errors import NotBuiltError, UsageError
+from nap_runtime.errors import UsageError
+from nap_runtime.policy import SummaryMode as SummaryMode
+from nap_runtime.policy import SyncMode as SyncMode
+from nap_runtime.policy import SyncPolicy as SyncPolicy
+from nap_runtime.policy import Topology as Topology
+from nap_runtime.traits import FAST_BLOCK, TRAITS, Traits, check_arguments
+from nap_runtime.traits import CacheKind as CacheKind
+from nap_runtime.traits import Rule as Rule
+from nap_runtime.values import at_least as at_least
+from nap_runtime.values import known_keys, number, weight
+from nap_runtime.values import one_of as one_of
 
 if TYPE_CHECKING:
     from nap_runtime.decoding.record import DecodeRecord
     from nap_runtime.metrics.report import RunMetrics
 
 LayoutKind = Literal["nap", "plain"]
-Rule = Literal["parallel-forced", "confidence", "left-to-right", "random", "blockwise"]
 Scope = Literal["canvas", "path"]
 Confidence = Literal["max-prob", "margin", "entropy"]
-SyncMode = Literal["exact", "tokens", "shared", "kv", "none"]
-Topology = Literal["full", "hub", "isolated"]
-SummaryMode = Literal["gather"]
 Device = Literal["cpu", "cuda"]
 DType = Literal["float32", "float64", "bfloat16"]
 DEVICES: tuple[Device, ...] = get_args(Device)
@@ -33,107 +38,8 @@ MAX_PATHS = 6  # NAP's tags run from <think 1> to <think 6>
 MAX_CANVAS = 65_536  # positions travel as u16
 MAX_ID = 2**32  # ids travel as u32
 
-_RULES_TO_COME = ("threshold", "factor", "prophet", "p2")
-_SUMMARIES_TO_COME = ("consensus", "live")
-_SCHEDULES = ("llada", "dream")
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...], to_come: tuple[str, ...] = ()) -> None:
-    """UsageError unless the value is allowed; NotBuiltError if it is one `to_come`."""
-    if value in to_come:
-        raise NotBuiltError(f"{name}: '{value}' is not built yet; use one of {', '.join(allowed)}", field=name)
-    if value not in allowed:
-        raise UsageError(f"{name}: unknown value '{value}'; use one of {', '.join(allowed)}", field=name)
-
-
-def at_least(name: str, value: object, low: int) -> None:
-    """UsageError unless the value is an integer, no bool, of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise UsageError(f"{name}: {value!r} is not an integer of at least {low}", field=name)
-
-
-def _number(name: str, value: object, kind: type[int] | type[float]) -> None:
-    allowed = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        what = "an integer" if kind is int else "a number"
-        raise UsageError(f"{name}: {value!r} is not {what}", field=name)
-
-
-def _from_mapping(cls: type[Any], values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    known = {f.name for f in fields(cls)}
-    for key in values:
-        if key not in known:
-            raise UsageError(f"{prefix}{key}: unknown key; known are {', '.join(sorted(known))}", field=str(key))
-    return dict(values)
-
-
-def _check_weight(name: str, value: float) -> None:
-    _number(name, value, float)
-    if not math.isfinite(value) or value < 0:
-        raise UsageError(f"{name}: {value} is not a finite number of at least 0", field=name)
-
-
-@dataclass(frozen=True, slots=True)
-class SyncPolicy:
-    """What workers exchange, and how often.
-
-    Args:
-        mode: what travels (see `docs/architecture.md`, "Sync modes").
-        every: K, steps between syncs; `tokens`, `shared` and `kv` only (None: 1).
-        warmup: steps that are exact before K applies; `tokens`, `shared` and `kv` only.
-        overlap: not built yet.
-        topology: who sees whom (None: `hub` for `shared`, else `full`).
-        summary: how the summary is decoded (None: `gather`).
-
-    Raises:
-        UsageError: a value is unknown, or the mode does not use it.
-    """
-
-    mode: SyncMode = "exact"
-    _: KW_ONLY
-    every: int | None = None
-    warmup: int = 0
-    overlap: bool = False
-    topology: Topology | None = None
-    summary: SummaryMode | None = None
-
-    def __post_init__(self) -> None:
-        one_of("sync", self.mode, get_args(SyncMode))
-        if self.summary is not None:
-            one_of("summary", self.summary, get_args(SummaryMode), _SUMMARIES_TO_COME)
-        if self.topology is not None:
-            one_of("topology", self.topology, get_args(Topology))
-        if self.every is not None:
-            at_least("every", self.every, 1)
-        at_least("warmup", self.warmup, 0)
-        if self.overlap:
-            raise NotBuiltError("overlap: not built yet; leave it out", field="overlap")
-        self._check_mode()
-
-    def _check_mode(self) -> None:
-        if self.mode in ("exact", "none"):
-            for name, given in (("every", self.every is not None), ("warmup", self.warmup > 0)):
-                if given:
-                    raise UsageError(f"{name}: sync '{self.mode}' does not use it; leave it out", field=name)
-        if self.mode == "shared" and self.topology not in (None, "hub"):
-            raise UsageError(f"topology: sync 'shared' needs 'hub', not '{self.topology}'", field="topology")
-        if self.mode == "kv" and self.topology not in (None, "full"):
-            raise UsageError(f"topology: sync 'kv' needs 'full', not '{self.topology}'", field="topology")
-
-    @property
-    def period(self) -> int:
-        """K with its default applied."""
-        return 1 if self.every is None else self.every
-
-    @property
-    def sees(self) -> Topology:
-        """The topology with its default applied."""
-        return self.topology or ("hub" if self.mode == "shared" else "full")
-
-    @property
-    def refreshes_every_step(self) -> bool:
-        """Whether every row is recomputed at every step, so that one device is equalled."""
-        return self.mode == "exact" or (self.mode in ("tokens", "shared") and self.period == 1)
+CONTROL_EVERY = 8  # steps between reports where quotas say how many slots are committed
+CACHE_EVERY = 8  # steps between full refreshes of the cache `dkv`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,16 +52,24 @@ class DecodeConfig:
         path_tokens: slots of each path, one number or one per path.
         summary_tokens: slots of the summary.
         gen_length: slots of the `plain` region.
-        block_length: slots of one `blockwise` block.
+        block_length: slots of one block, of `blockwise`, `threshold`, `factor` and `prophet`.
         headers: `nap` (tags), `text` (the paper's wording) or a JSON file.
-        steps: T, denoising steps from 1 to the number of slots (None: one token a step).
+        steps: T, denoising steps from 1 to the number of slots (None: one token a step). `threshold` and `factor`
+            take as many as they need.
         rule, scope, confidence: which slots are committed, picked over what, scored how.
         eos_weight: factor on the confidence of end-of-text candidates (0: last of all).
         temperature: Gumbel noise on the logits; 0 is greedy.
         seed: key of the Philox noise.
-        rule_args: further options of the rule (`schedule`: `llada` or `dream`).
+        threshold, factor: the rule's own number (None: 0.9; 1).
+        cfg: classifier-free guidance: logits are un + (cfg + 1)·(cond − un), where `un` reads the canvas with its
+            prompt masked (None or 0: none). Doubles the rows that are computed.
+        cache: which rows of a `plain` canvas are not computed again at every step (None: none are spared).
+        cache_every: steps between full refreshes, of cache `dkv` (None: 8).
+        rule_args: further options of the rule: `schedule` (`llada` or `dream`, of the rules with scope `canvas`),
+            `answer` (`START:STOP` slots that `prophet` watches), `eta` and `score` (of `p2`).
         sync: the `SyncPolicy`.
-        control_every: R, steps between reports off the critical path.
+        control_every: R, steps between reports off the critical path (None: 8; 1 where steps are not counted
+            beforehand, as nothing but a report tells that all is done).
 
     Raises:
         UsageError: a value is out of range, or the layout or rule does not use it.
@@ -175,14 +89,19 @@ class DecodeConfig:
     eos_weight: float | None = None
     temperature: float = 0.0
     seed: int = 0
+    threshold: float | None = None
+    factor: float | None = None
+    cfg: float | None = None
+    cache: CacheKind | None = None
+    cache_every: int | None = None
     rule_args: Mapping[str, str] = field(default_factory=dict)
     sync: SyncPolicy = field(default_factory=SyncPolicy)
-    control_every: int = 8
+    control_every: int | None = None
 
     def __post_init__(self) -> None:
         one_of("layout", self.layout, get_args(LayoutKind))
         if self.rule is not None:
-            one_of("rule", self.rule, get_args(Rule), _RULES_TO_COME)
+            one_of("rule", self.rule, get_args(Rule))
         if self.scope is not None:
             one_of("scope", self.scope, get_args(Scope))
         one_of("confidence", self.confidence, get_args(Confidence))
@@ -190,6 +109,9 @@ class DecodeConfig:
         self._check_numbers()
         self._check_layout()
         self._check_rule()
+        check_arguments(self.picks_by, self.rule_args, over_canvas=self.picks_over == "canvas", layout=self.layout)
+        self._check_summary()
+        self._check_cache()
 
     def _check_kinds(self) -> None:
         """Values that parsed YAML or JSON may bring in a wrong type."""
@@ -201,7 +123,7 @@ class DecodeConfig:
             raise UsageError(f"headers: {self.headers!r} is not 'nap', 'text' or a file's name", field="headers")
 
     def _check_numbers(self) -> None:
-        for name in ("steps", "summary_tokens", "gen_length", "block_length", "control_every"):
+        for name in ("steps", "summary_tokens", "gen_length", "block_length", "cache_every", "control_every"):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 1)
         if self.paths is not None:
@@ -213,10 +135,12 @@ class DecodeConfig:
         if self.path_tokens is not None:
             for budget in self.path_tokens if isinstance(self.path_tokens, tuple) else (self.path_tokens,):
                 at_least("path_tokens", budget, 1)
-        _check_weight("temperature", self.temperature)
-        if self.eos_weight is not None:
-            _check_weight("eos_weight", self.eos_weight)
-        _number("seed", self.seed, int)
+        for name in ("temperature", "eos_weight", "threshold", "factor", "cfg"):
+            if name == "temperature" or getattr(self, name) is not None:
+                weight(name, getattr(self, name))
+        if self.threshold is not None and self.threshold > 1:
+            raise UsageError(f"threshold: {self.threshold} is no probability; use at most 1", field="threshold")
+        number("seed", self.seed, int)
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed: {self.seed} is not between 0 and 2^63 - 1", field="seed")
 
@@ -233,38 +157,97 @@ class DecodeConfig:
             )
 
     def _check_rule(self) -> None:
-        if self.layout == "plain" and self.rule == "parallel-forced":
+        rule, traits = self.picks_by, self.traits
+        if self.layout == "plain" and rule == "parallel-forced":
             raise UsageError("rule: 'parallel-forced' needs layout 'nap'", field="rule")
-        if self.block_length is not None and self.picks_by != "blockwise":
-            raise UsageError(f"block_length: rule '{self.picks_by}' does not use it", field="block_length")
-        if not self.ranks_by_confidence and self.confidence != "max-prob":
-            raise UsageError(f"confidence: rule '{self.picks_by}' does not use it", field="confidence")
-        if not self.ranks_by_confidence and self.eos_weight is not None:
-            raise UsageError(f"eos_weight: rule '{self.picks_by}' does not use it", field="eos_weight")
-        if self.picks_over == "canvas" and self.sync.warmup:
-            raise UsageError("warmup: scope 'canvas' does not use it; every step is exact", field="warmup")
-        if self.picks_by == "parallel-forced" and self.scope == "canvas":
+        unused = {
+            "block_length": self.block_length is not None and not traits.blocks,
+            "steps": self.steps is not None and traits.adaptive,
+            "confidence": self.confidence != "max-prob" and not traits.ranks,
+            "eos_weight": self.eos_weight is not None and not traits.ranks,
+            **{name: getattr(self, name) is not None and rule != name for name in ("threshold", "factor")},
+        }
+        for name, wrong in unused.items():
+            if wrong:
+                raise UsageError(f"{name}: rule '{rule}' does not use it; leave it out", field=name)
+        if rule == "parallel-forced" and self.scope == "canvas":
             raise UsageError("scope: rule 'parallel-forced' picks within each path; use 'path'", field="scope")
-        for key, value in self.rule_args.items():
-            if key != "schedule" or self.picks_over != "canvas" or self.picks_by == "blockwise":
-                raise UsageError(f"rule_args: rule '{self.picks_by}' does not use '{key}'", field="rule_args")
-            one_of("rule_args: schedule", value, _SCHEDULES)
-        if self.picks_over == "canvas" and not (self.sync.mode == "exact" or self.tokens_each_step):
+        if self.picks_over == "canvas":
+            self._check_canvas_scope()
+
+    def _check_canvas_scope(self) -> None:
+        if self.sync.warmup:
+            raise UsageError("warmup: scope 'canvas' does not use it; every step is exact", field="warmup")
+        if not (self.sync.mode == "exact" or self.tokens_each_step):
             raise UsageError(
                 f"sync: scope 'canvas' needs every candidate at every step: use 'exact' or 'tokens' with every 1, "
-                f"not '{self.sync.mode}' (or scope 'path')",
+                f"not '{self.sync.mode}'{' with overlap' if self.sync.overlap else ''} (or scope 'path')",
                 field="sync",
             )
+
+    def _check_summary(self) -> None:
+        how = self.sync.summary
+        if how in ("consensus", "live") and self.picks_over == "canvas":
+            raise UsageError(f"summary: '{how}' needs scope 'path', which has a summary phase", field="summary")
+        if how != "consensus":
+            return
+        if self.confidence != "max-prob":
+            raise UsageError("confidence: summary 'consensus' averages max-prob only; leave it out", field="confidence")
+        if self.picks_by == "prophet" or self.rule_args.get("score") == "token":
+            text = "rule 'prophet'" if self.picks_by == "prophet" else "score 'token'"
+            raise UsageError(f"summary: 'consensus' does not tell what {text} needs; use 'gather'", field="summary")
+
+    def _check_cache(self) -> None:
+        if self.cache is None:
+            if self.cache_every is not None:
+                raise UsageError("cache_every: only cache 'dkv' uses it; give it too", field="cache_every")
+            return
+        one_of("cache", self.cache, get_args(CacheKind))
+        if self.layout != "plain" or self.picks_over != "canvas":
+            raise UsageError("cache: it needs layout 'plain' and scope 'canvas'", field="cache")
+        if self.cache not in self.traits.caches:
+            able = ", ".join(self.traits.caches) or "none"
+            text = f"cache: rule '{self.picks_by}' cannot run with '{self.cache}'; caches it can run with: {able}"
+            raise UsageError(text, field="cache")
+        if self.cache_every is not None and self.cache != "dkv":
+            raise UsageError(f"cache_every: cache '{self.cache}' does not use it; leave it out", field="cache_every")
+
+    @property
+    def traits(self) -> Traits:
+        """What the rule is."""
+        return TRAITS[self.picks_by]
+
+    @property
+    def own_value(self) -> float:
+        """The rule's own number, its default applied; 0 for a rule without one."""
+        name, default = self.traits.value or ("", 0.0)
+        given = getattr(self, name) if name else None
+        return default if given is None else given
+
+    @property
+    def reports_every(self) -> int:
+        """R with its default applied."""
+        return self.control_every or (CONTROL_EVERY if self.traits.fixed or self.traits.remasks else 1)
+
+    @property
+    def fast_block(self) -> int:
+        """Slots of a block of `threshold` and `factor`, the default applied; the last may be shorter."""
+        return self.block_length or FAST_BLOCK
+
+    @property
+    def refresh_every(self) -> int:
+        """Steps between full refreshes of cache `dkv`, the default applied."""
+        return self.cache_every or CACHE_EVERY
 
     @property
     def tokens_each_step(self) -> bool:
         """Whether the sync is `tokens` at K = 1."""
-        return self.sync.mode == "tokens" and self.sync.period == 1
+        return self.sync.mode == "tokens" and self.sync.period == 1 and not self.sync.overlap
 
     @property
     def ranks_by_confidence(self) -> bool:
         """Whether the rule looks at confidences at all."""
-        return self.picks_by not in ("left-to-right", "random")
+        return self.traits.ranks
 
     @property
     def n_paths(self) -> int:
@@ -290,11 +273,11 @@ class DecodeConfig:
         Raises:
             UsageError: a key is unknown or a value wrong.
         """
-        kwargs = _from_mapping(cls, values, "")
+        kwargs = known_keys(cls, values, "")
         if isinstance(kwargs.get("path_tokens"), list):
             kwargs["path_tokens"] = tuple(kwargs["path_tokens"])
         if isinstance(kwargs.get("sync"), Mapping):
-            kwargs["sync"] = SyncPolicy(**_from_mapping(SyncPolicy, kwargs["sync"], "sync."))
+            kwargs["sync"] = SyncPolicy(**known_keys(SyncPolicy, kwargs["sync"], "sync."))
         return cls(**kwargs)
 
     def to_mapping(self) -> dict[str, Any]:

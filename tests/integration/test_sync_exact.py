@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nap_runtime.decoding.layout import CanvasLayout
+from nap_runtime.decoding.record import DecodeRecord
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.metrics.agreement import compare
 from nap_runtime.metrics.verify import verify
@@ -161,6 +162,49 @@ def test_rules_that_pick_within_paths(
     for policy in EQUALS_ONE_DEVICE:
         one = decode_inline(*run, config.with_values(sync=one_device(policy)), [prompt_of(1)])
         assert decode_inline(*run, config.with_values(sync=policy), [prompt_of(1)], 3).commits() == one.commits()
+
+
+# Rules without fixed quotas, and guidance, on a model that is sure of many candidates (scale 30).
+ADAPTIVE: list[dict[str, Any]] = [
+    {"rule": "threshold", "threshold": 0.7, "block_length": 4},
+    {"rule": "threshold", "threshold": 0.9, "eos_weight": 0.5},
+    {"rule": "factor", "factor": 1.2},
+    {"rule": "prophet", "steps": 12},
+    {"rule": "p2", "steps": 12, "rule_args": {"eta": "1.5"}},
+    {"rule": "p2", "steps": 7, "rule_args": {"score": "token"}},
+    {"rule": "blockwise", "block_length": 4, "cfg": 1.5, "steps": 14},
+]
+
+
+@pytest.mark.parametrize("options", ADAPTIVE, ids=str)
+@pytest.mark.parametrize("scope", ["path", "canvas"])
+@pytest.mark.parametrize("shape", SHAPE_NAMES)
+def test_rules_without_fixed_quotas_and_guidance(
+    tiny_model: Any,
+    nap_layout: Any,
+    prompt_of: Any,
+    decode_inline: Any,
+    shape: str,
+    scope: Any,
+    options: dict[str, Any],
+) -> None:
+    run = (tiny_model(shape, 2, scale=30.0), nap_layout((8, 12, 4), ends=(94,)))
+    config = DecodeConfig(paths=3, scope=scope, temperature=0.5, seed=3, **options)
+    policies = EQUALS_ONE_DEVICE if scope == "path" else EQUALS_ONE_DEVICE[:6]
+    for policy in policies:
+        one = decode_inline(*run, config.with_values(sync=one_device(policy)), [prompt_of(1)]).records[0]
+        got = decode_inline(*run, config.with_values(sync=policy), [prompt_of(1)], (1, 0, 2)).records[0]
+        assert decisions(got) == decisions(one), name(policy)
+        verify(got)
+
+
+def decisions(record: DecodeRecord) -> list[tuple[int, str, int, int]]:
+    """(step, kind, position, id) of every commit and remask, sorted."""
+    return sorted(
+        (delta.step, delta.kind.name, int(position), int(token))
+        for delta in record.decisions
+        for position, token in zip(delta.positions, delta.ids, strict=True)
+    )
 
 
 CANVAS_RULES = [options for options in RULES if options["rule"] != "parallel-forced"]

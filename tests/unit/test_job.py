@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nap_runtime.errors import NotBuiltError, UsageError
+from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.models.prompting import DecodeDefaults, resolve
 
@@ -93,24 +93,8 @@ def test_wrong_values_are_one_line_that_names_the_field(make: Callable[[], objec
     with pytest.raises(UsageError) as caught:
         make()
     assert caught.value.field == field
-    assert not isinstance(caught.value, NotBuiltError)
     assert "\n" not in str(caught.value)
     assert field.split(":")[0] in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("make", "field"),
-    [
-        *((lambda rule=rule: DecodeConfig(rule=rule), "rule") for rule in ("threshold", "factor", "prophet", "p2")),
-        (lambda: SyncPolicy("kv", summary="consensus"), "summary"),  # type: ignore[arg-type]
-        (lambda: SyncPolicy("kv", summary="live"), "summary"),  # type: ignore[arg-type]
-        (lambda: SyncPolicy("kv", overlap=True), "overlap"),
-    ],
-)
-def test_what_is_not_built_yet_says_so(make: Callable[[], object], field: str) -> None:
-    with pytest.raises(NotBuiltError, match="not built yet") as caught:
-        make()
-    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[], DecodeRecord], str]] = {
     "mask": (lambda: swapped(0, delta(0, 0, {3: MASK})), "99 is the mask or no id"),
     "negative id": (lambda: swapped(0, delta(0, 0, {3: -5})), "-5 is the mask or no id"),
     "not a number": (lambda: swapped(0, delta(0, 0, {3: 20}, score=math.nan)), "not a number"),
-    "open kind": (lambda: swapped(0, replace(GOOD[0], kind=Kind.OPEN)), "neither a commit nor a fill"),
+    "open kind": (lambda: swapped(0, replace(GOOD[0], kind=Kind.OPEN)), "none that its config brings forth"),
     "lengths": (lambda: swapped(0, replace(GOOD[0], log_confidence=np.zeros(2))), "differ in number"),
     "descending": (lambda: swapped(8, delta(4, 0, {14: 62, 13: 30})), "positions do not ascend"),
     "another's path": (lambda: swapped(1, delta(0, 0, {8: 20})), "position 8 is in a path of worker 1"),

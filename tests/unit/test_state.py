@@ -121,7 +121,7 @@ def test_peers_adopt_tokens_and_leave_open_slots_open() -> None:
     put(mine, {0: 30, 2: 31}, step=6)
     told = mine.committed_ids(PATH.positions_S)
     assert told.tolist() == [[30, NEVER, 31, NEVER]]
-    peer.adopt(PATH.positions_S, told)
+    peer.adopt(PATH.positions_S, told, MASK)
     assert peer.ids[0].tolist() == [5, 50, 30, MASK, 31, MASK, 51, MASK]
     assert peer.masked[0].nonzero()[:, 0].tolist() == [3, 5, 7]
     assert (peer.step == NEVER).all()  # a peer's commit is not one's own

@@ -49,8 +49,10 @@ class CanvasView:
         self.step = max(self.step, step)
         self.fresh[worker] = set()
         for delta in deltas:
+            if delta.kind is Kind.PROVISIONAL:
+                continue
             self.ids[delta.positions] = delta.ids
-            self.kind[delta.positions] = delta.kind
+            self.kind[delta.positions] = Kind.OPEN if delta.kind is Kind.REMASK else delta.kind
             if delta.kind is Kind.COMMIT:
                 self.fresh[worker].update(delta.positions.tolist())
 

@@ -13,10 +13,10 @@ from typing import Any, get_args
 from nap_runtime import job
 from nap_runtime.cli.parser import Parser, budgets, integer, key_value, number
 from nap_runtime.cli.settings import Settings, merge, read_yaml, sync_keys
-from nap_runtime.errors import NotBuiltError, UsageError
+from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES
+from nap_runtime.policy import CONSENSUS_TOP
 
-_TO_COME = ("threshold", "factor", "cfg")
 _TINY = Path(__file__).resolve().parents[1] / "models" / "nap_tiny" / "decode.json"
 
 
@@ -127,18 +127,26 @@ RULE = (
     ),
     Option(
         "block-length",
-        "slots of one block of rule blockwise",
-        "the largest divisor of the slots up to 32",
+        "slots of one block, of the rules blockwise, threshold, factor and prophet",
+        "the largest divisor of the slots up to 32 for blockwise, 32 for threshold and factor, all for prophet",
         integer,
         "N",
     ),
-    Option("threshold", "of rule threshold; not built yet", "none", number),
-    Option("factor", "of rule factor; not built yet", "none", number),
-    Option("cfg", "classifier-free guidance; not built yet", "none", number),
+    Option("threshold", "probability from which rule threshold commits", "0.9", number),
+    Option("factor", "of rule factor: the n-th surest needs a probability of 1 - X/(n + 1)", "1", number),
+    Option("cfg", "classifier-free guidance: un + (X + 1)(cond - un), un without the prompt", "0: none", number),
+    Option(
+        "cache",
+        "rows of layout plain that are not computed at every step: prefix and dual (Fast-dLLM), dkv (dKV-Cache)",
+        "none",
+        metavar=_choices(job.CacheKind),
+    ),
+    Option("cache-every", "steps between full refreshes of cache dkv", str(job.CACHE_EVERY), integer, "N"),
     Option(
         "rule-arg",
-        "further option of the rule, repeatable: schedule=llada or schedule=dream (scope canvas)",
-        "none; schedule is llada",
+        "further option of the rule, repeatable: schedule=llada|dream (scope canvas); of prophet "
+        "answer=START:STOP (slots it watches, layout plain); of p2 eta=X and score=candidate|token",
+        "none; schedule is llada, answer the summary or all slots, eta 1, score candidate",
         key_value,
         "KEY=VALUE",
         "rule_args",
@@ -150,9 +158,15 @@ SYNC = (
     Option("sync", "what workers exchange", _S.mode, metavar=_choices(job.SyncMode), key="mode"),
     Option("every", "steps between syncs, of tokens, shared and kv", str(_S.period), integer, "K"),
     Option("warmup", "steps that are exact before --every applies", str(_S.warmup), integer, "N"),
-    Option("overlap", "exchange beside the next step; not built yet", "off", None),
+    Option("overlap", "exchange beside the next step, of tokens and kv", "off", None),
     Option("topology", "who sees whom", "hub for sync shared, else full", metavar=_choices(job.Topology)),
-    Option("summary", "how the summary is decoded", "gather", metavar=_choices(job.SummaryMode)),
+    Option(
+        "summary",
+        "how the summary is decoded: by one worker, by all as they agree, or as by one and scored at each sync too",
+        "gather",
+        metavar=_choices(job.SummaryMode),
+    ),
+    Option("top", "ids of a summary slot that each worker names, of summary consensus", str(CONSENSUS_TOP), integer),
 )
 PLACE = (
     Option("model", "a bundled model's name or a checkpoint folder", "nap-tiny", metavar="nap-tiny|PATH"),
@@ -165,7 +179,7 @@ PLACE = (
     Option(
         "report-every",
         "steps between reports, off the critical path; the ids do not depend on it",
-        f"{_D.control_every}",
+        f"{job.CONTROL_EVERY}; 1 for threshold, factor and prophet",
         integer,
         "R",
         "control_every",
@@ -194,12 +208,9 @@ def read_settings(args: argparse.Namespace, extra: Mapping[str, Any] | None = No
         extra: keys put over both.
 
     Raises:
-        UsageError: a value is wrong, unused or not built.
+        UsageError: a value is wrong or unused.
     """
     given = _given(args)
-    for name in _TO_COME:
-        if name in given:
-            raise NotBuiltError(f"{name}: not built yet; leave it out", field=name)
     file = read_yaml(args.config) if "config" in args else {}
     if not isinstance(file.get("sync", {}), Mapping):
         raise UsageError("sync: not a mapping such as {mode: kv, every: 8}", field="sync")

@@ -130,11 +130,15 @@ def _commits(record: DecodeRecord, delta: CanvasDelta, tokenizer: Tokenizer | No
 
     if delta.kind is Kind.FILL:
         return f"worker {delta.worker}  fills {len(delta.ids)} slots after an end"
+    if delta.kind is Kind.REMASK:
+        slots = "  ".join(_where(record, int(at)) for at in delta.positions)
+        return f"worker {delta.worker}  masks again {slots}"
     tokens = [
         f"{_where(record, int(at))}={_word(int(token), tokenizer)}"
         for at, token in zip(delta.positions, delta.ids, strict=True)
     ]
-    return f"worker {delta.worker}  {'  '.join(tokens)}"
+    would = "would say " if delta.kind is Kind.PROVISIONAL else ""
+    return f"worker {delta.worker}  {would}{'  '.join(tokens)}"
 
 
 def _where(record: DecodeRecord, position: int) -> str:

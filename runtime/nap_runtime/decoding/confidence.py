@@ -44,6 +44,12 @@ def log_confidence(kind: Confidence, logits_BSV: Tensor, ids_BS: Tensor) -> Tens
     return torch.where(log_p_BSV > LOWEST, log_p_BSV.exp() * log_p_BSV, 0.0).sum(-1)
 
 
+def top_gap(logits_BSV: Tensor) -> Tensor:
+    """How far the best logit is above the second best (Prophet). Shape [B, S]."""
+    best_BS2 = logits_BSV.topk(2, dim=-1).values
+    return best_BS2[..., 0] - best_BS2[..., 1]
+
+
 def _log_prob(logits_BSV: Tensor, ids_BS: Tensor) -> Tensor:
     """log p(id) = −softplus(lse(others) − l(id)): exact where p is within rounding of 1."""
     chosen_BS1 = ids_BS.unsqueeze(-1)

@@ -7,10 +7,13 @@ what to do next without asking anybody; only the control word itself, read by al
 
     Step  Sync Step  Sync Step …  Summarise  Step Step …  Finish
     └ 0 ┘ └── 1…T_p−1, path phase ─────────┘ └ summary ┘
+
+With overlap a `Sync` only begins an exchange, beside the step that follows; `Arrive`, one step later, ends it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -30,6 +33,9 @@ class Rows(Enum):
     OWN_AND_SHARED = "own and shared"
     OWN_AND_SHARE = "own and its share of the shared"  # `exact`: the workers' rows make up the canvas
     SUMMARY = "summary"  # B_S and S
+    BLOCK = "block"  # cache `dual`: a block's slots
+    FROM_BLOCK = "from block"  # cache `prefix`: a block's slots and all behind them
+    CHANGED = "changed"  # cache `dkv`: masked slots, and those committed one step ago; each canvas its own
 
 
 class Layerwise(Enum):
@@ -50,6 +56,8 @@ class Step:
         summary: quota of the summary, or None.
         canvas: quota over all slots (scope `canvas`), or None.
         lead_only: only worker 0 takes part; the others are done.
+        block: the block that is decoded, where a cache goes block by block.
+        live: the summary is scored too, provisionally.
     """
 
     step: int
@@ -59,11 +67,22 @@ class Step:
     summary: int | None = None
     canvas: int | None = None
     lead_only: bool = False
+    block: int | None = None
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sync:
-    """Exchange before the next step: `tokens` or `kv`."""
+    """Exchange before the next step: `tokens` or `kv`. With `overlap` only begin to."""
+
+    step: int
+    mode: SyncMode
+    overlap: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrive:
+    """Wait for the exchange that was begun a step ago, and take in what it brought."""
 
     step: int
     mode: SyncMode
@@ -83,7 +102,7 @@ class Finish:
     cancelled: bool = False
 
 
-Instruction = Step | Sync | Summarise | Finish
+Instruction = Step | Sync | Arrive | Summarise | Finish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +113,13 @@ class Control:
         cancel: the caller wants the decode to stop.
         paths_closed: every path of every canvas of the batch is closed.
         all_closed: the summary too.
+        blocks_done: so many of the leftmost blocks of a cached canvas are done on every canvas of the batch.
     """
 
     cancel: bool = False
     paths_closed: bool = False
     all_closed: bool = False
+    blocks_done: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +167,9 @@ class Coordination:
         self._step = resume
         self._resumed = resume > 0  # the refresh after a failure is still to come
         self._synced = False  # the sync before the current step has been emitted
+        self._arrived = False  # the same for the end of the one before
+        self._under_way: int | None = None  # the step before which an exchange was begun that has not ended
+        self._known = 0  # the step of the canvas that workers know their peers' paths from
         self._summarised = False
         self.events: list[SyncEvent] = []
 
@@ -157,7 +181,7 @@ class Coordination:
     @property
     def between_steps(self) -> bool:
         """Whether the next instruction begins a step: where control words are read."""
-        return not self._synced
+        return not (self._synced or self._arrived)
 
     def next(self, control: Control | None = None) -> Instruction:
         """The next instruction under this control word."""
@@ -172,9 +196,10 @@ class Coordination:
 
     def _ordinary(self, control: Control) -> Instruction:
         if self._plan.schedule.canvas:
-            return self._canvas_step()
+            self._skip_blocks(control.blocks_done)
+            return Finish() if self._step >= self._plan.schedule.steps else self._canvas_step()
         if control.paths_closed and self._step < self._plan.path_steps:
-            self._step, self._synced = self._plan.path_steps, False
+            self._step, self._under_way = self._plan.path_steps, None
             return self.next(Control())
         return self._path_step() if self._step < self._plan.path_steps else self._summary_step()
 
@@ -183,7 +208,8 @@ class Coordination:
 
         In the summary phase of the modes that gather, the others are sent off again first.
         """
-        gathers = self._sync.mode in ("tokens", "kv", "none") and not self._plan.schedule.canvas
+        gathers = self._sync.mode in ("tokens", "kv", "none") and self._sync.summary != "consensus"
+        gathers = gathers and not self._plan.schedule.canvas
         if gathers and self._step >= self._plan.path_steps and not self._summarised:
             self._summarised = True
             self._fresh(self._step, "refresh")
@@ -200,11 +226,28 @@ class Coordination:
 
     def _canvas_step(self) -> Step:
         quota, step = self._plan.schedule.canvas[self._step], self._advance()
+        if self._plan.config.cache is not None:
+            return self._cached(Step(step=step, rows=Rows.ALL, canvas=quota))
         if self._sync.mode == "exact":
             return self._exact(Step(step=step, rows=Rows.ALL, canvas=quota))
         if step:
             self._fresh(step, "tokens")
         return Step(step=step, rows=Rows.ALL, canvas=quota)
+
+    def _cached(self, step: Step) -> Step:
+        """The same step with the rows that its cache spares left out; the first step of a block has them all."""
+        kind, begins = self._plan.config.cache, self._plan.schedule.block_steps
+        if kind == "dkv":
+            refresh = step.step % self._plan.config.refresh_every == 0
+            return step if refresh else replace(step, rows=Rows.CHANGED)
+        block = bisect_right(begins, step.step) - 1
+        rows = Rows.BLOCK if kind == "dual" else Rows.FROM_BLOCK
+        return replace(step, block=block, rows=Rows.ALL if step.step in begins else rows)
+
+    def _skip_blocks(self, done: int) -> None:
+        """Go on with the first block that is not done everywhere. Of a fixed schedule no step can be left out."""
+        begins = (*self._plan.schedule.block_steps, self._plan.schedule.steps)
+        self._step = max(self._step, begins[min(done, len(begins) - 1)]) if done else self._step
 
     def _path_step(self) -> Instruction:
         step, schedule = self._step, self._plan.schedule
@@ -218,17 +261,49 @@ class Coordination:
             self._advance()
             return plain
         kind = self._due(step)
-        if kind in ("tokens", "kv") and not self._synced:
+        if self._under_way is not None and self._under_way < step:
+            return self._arrive(step)
+        if kind in ("tokens", "kv") and not self._synced and not self._too_late(step):
             self._synced = True
-            self._remember(step, kind, step - 1 if kind == "kv" else step)
-            return Sync(step=step, mode=kind)
+            return self._begin(step, kind)
+        kind = self._arriving(kind)
         self._advance()
         if kind == "exact":
-            return self._exact(plain)
+            return self._live(self._exact(plain))
         if kind == "shared":
             self._fresh(step, "shared")
-            return replace(plain, rows=Rows.OWN_AND_SHARED, layerwise=Layerwise.PARTIALS)
-        return replace(plain, rows={"tokens": Rows.ALL, "kv": Rows.OWN_AND_SHARED, None: Rows.OWN}[kind])
+            return self._live(replace(plain, rows=Rows.OWN_AND_SHARED, layerwise=Layerwise.PARTIALS))
+        rows = {"tokens": Rows.ALL, "kv": Rows.OWN_AND_SHARED, None: Rows.OWN}[kind]
+        return replace(plain, rows=rows) if kind is None else self._live(replace(plain, rows=rows))
+
+    def _live(self, step: Step) -> Step:
+        """The same step; with summary `live` it scores the summary too."""
+        return replace(step, live=self._sync.summary == "live")
+
+    def _begin(self, step: int, kind: SyncMode) -> Sync:
+        if self._sync.overlap:
+            self._under_way = step
+            return Sync(step=step, mode=kind, overlap=True)
+        self._remember(step, kind, step - 1 if kind == "kv" else step)
+        return Sync(step=step, mode=kind)
+
+    def _arrive(self, step: int) -> Arrive:
+        """End the exchange that was begun a step ago: it tells what was known then."""
+        began, kind = self._under_way, self._sync.mode
+        assert began is not None
+        self._arrived, self._under_way = True, None
+        self._remember(step, kind, began - 1 if kind == "kv" else began)
+        return Arrive(step=step, mode=kind)
+
+    def _too_late(self, step: int) -> bool:
+        """An exchange that would end in the summary phase tells nothing that is not gathered there."""
+        return self._sync.overlap and step + 1 >= self._plan.path_steps
+
+    def _arriving(self, due: SyncMode | None) -> SyncMode | None:
+        """What a step computes for: the sync before it, or with overlap the one that has just arrived."""
+        if not self._sync.overlap or due == "exact":
+            return due
+        return self._sync.mode if self._arrived else None
 
     def _due(self, step: int) -> SyncMode | None:
         """What is exchanged at a step of the path phase; syncs count from the first step."""
@@ -241,6 +316,8 @@ class Coordination:
     def _summary_step(self) -> Instruction:
         step, mode = self._step, self._sync.mode
         first = step == self._plan.path_steps
+        if self._sync.summary == "consensus":
+            return self._consensus_step(first=first)
         if first and not self._summarised and mode in ("tokens", "kv", "none"):
             self._summarised = True
             self._fresh(step, "gather")
@@ -256,6 +333,13 @@ class Coordination:
             return Step(step=step, rows=rows, layerwise=Layerwise.PARTIALS, summary=quota)
         return Step(step=step, rows=Rows.ALL if refresh else Rows.SUMMARY, summary=quota, lead_only=True)
 
+    def _consensus_step(self, *, first: bool) -> Step:
+        """Every worker scores the summary from its own view; nothing is gathered."""
+        step = self._advance()
+        quota = self._plan.schedule.summary[step - self._plan.path_steps]
+        self._remember(step, "consensus", self._known)
+        return Step(step=step, rows=Rows.OWN_AND_SHARED if first else Rows.SUMMARY, summary=quota)
+
     def _exact(self, step: Step) -> Step:
         """The same step with its rows split over the workers. The first step of all needs no exchange."""
         if step.step == 0 or self._alone:
@@ -265,7 +349,7 @@ class Coordination:
 
     def _advance(self) -> int:
         step = self._step
-        self._step, self._synced = step + 1, False
+        self._step, self._synced, self._arrived = step + 1, False, False
         return step
 
     def _fresh(self, step: int, kind: str) -> None:
@@ -273,12 +357,13 @@ class Coordination:
 
     def _remember(self, step: int, kind: str, source: int) -> None:
         workers, paths = self._plan.assignment.workers, self._plan.layout.n_paths
+        self._known = source
         if workers > 1:
             self.events.append(SyncEvent(step=step, kind=kind, sources=((source,) * paths,) * workers))
 
 
 def rows_of(rows: Rows, layout: CanvasLayout, assignment: Assignment, worker: int) -> tuple[int, ...]:
-    """Canvas rows that a worker computes for a `Rows`, ascending."""
+    """Canvas rows that a worker computes for a `Rows`, ascending; not for those of caches."""
     if rows is Rows.ALL:
         return tuple(range(layout.size))
     if rows is Rows.SUMMARY:

@@ -7,8 +7,8 @@ confidence. Nothing is unpickled, and sizes are bounded before anything is alloc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgpack
@@ -31,8 +31,9 @@ class CanvasDelta:
     """What one worker changed at one step. Arrays have one entry per token, positions ascending.
 
     Attributes:
-        kind: `COMMIT`, or `FILL` for what a closed block is filled with (counts in no metric).
-        positions, ids: canvas positions and token ids; int64.
+        kind: `COMMIT`; `FILL` for what a closed block is filled with (counts in no metric); `REMASK` for slots that
+            lost their token again; `PROVISIONAL` for what summary slots would have got, which changes nothing.
+        positions, ids: canvas positions and token ids; int64 (the mask id for a remask).
         log_confidence: natural logarithm of the confidence; float64 (0 for a fill).
     """
 
@@ -42,6 +43,11 @@ class CanvasDelta:
     positions: Ids
     ids: Ids
     log_confidence: npt.NDArray[np.float64]
+
+    def only(self, keep: npt.NDArray[np.bool_]) -> CanvasDelta:
+        """Some of its tokens."""
+        names = ("positions", "ids", "log_confidence")
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
 
     def to_wire(self) -> list[Any]:
         """`[step, worker, kind, packed tokens]`; confidences are rounded to f16."""
@@ -121,8 +127,34 @@ class DecodeRecord:
 
     @property
     def commits(self) -> tuple[CanvasDelta, ...]:
-        """The deltas without fills."""
-        return tuple(delta for delta in self.deltas if delta.kind is Kind.COMMIT)
+        """The commits that stood to the end: no fills, and nothing that was masked again."""
+        commits = tuple(delta for delta in self.deltas if delta.kind is Kind.COMMIT)
+        remasks = [delta for delta in self.deltas if delta.kind is Kind.REMASK]
+        if not remasks:
+            return commits
+        masked_at = np.full(self.layout.size, -1, dtype=np.int64)
+        for delta in remasks:
+            masked_at[delta.positions] = delta.step
+        stood = (delta.only(delta.step > masked_at[delta.positions]) for delta in commits)
+        return tuple(delta for delta in stood if len(delta.positions))
+
+    @property
+    def decisions(self) -> tuple[CanvasDelta, ...]:
+        """Every commit and remask, also those that did not stand."""
+        return tuple(delta for delta in self.deltas if delta.kind in (Kind.COMMIT, Kind.REMASK))
+
+    @property
+    def provisional(self) -> dict[int, Ids]:
+        """What the summary would have been, by step: ids of its slots [S], with summary `live`."""
+        summaries: dict[int, Ids] = {}
+        if self.layout.summary is None:
+            return summaries
+        first, last = self.layout.summary.slots.start, self.layout.summary.slots.stop
+        for delta in self.deltas:
+            if delta.kind is Kind.PROVISIONAL:
+                ids = summaries.setdefault(delta.step, np.full(last - first, self.layout.mask_id, dtype=np.int64))
+                ids[delta.positions - first] = delta.ids
+        return summaries
 
     @property
     def nfe_steps(self) -> int:
@@ -140,7 +172,7 @@ class DecodeRecord:
         for path, block in enumerate(self.layout.paths):
             limits[block.slots.start : block.slots.stop] = known[path]
         ids = self.layout.initial_ids(self.prompt_ids)
-        for delta in self.deltas:
+        for delta in self._changes:
             seen = limits[delta.positions] > delta.step
             ids[delta.positions[seen]] = delta.ids[seen]
         return ids
@@ -154,12 +186,16 @@ class DecodeRecord:
 
     def _replay(self, wanted: Any) -> Ids:
         ids = self.layout.initial_ids(self.prompt_ids)
-        for delta in filter(wanted, self.deltas):
+        for delta in filter(wanted, self._changes):
             ids[delta.positions] = delta.ids
         return ids
 
+    @property
+    def _changes(self) -> Iterator[CanvasDelta]:
+        return (delta for delta in self.deltas if delta.kind is not Kind.PROVISIONAL)
+
     def order(self) -> list[list[float | int]]:
-        """`[step, worker, position, id, confidence]` of every commit, for JSON."""
+        """`[step, worker, position, id, confidence]` of every commit that stood, for JSON."""
         return [
             [delta.step, delta.worker, int(position), int(token), float(np.exp(score))]
             for delta in self.commits
@@ -270,11 +306,11 @@ def deltas_between(
 ) -> Iterable[CanvasDelta]:
     """Deltas of the steps first … last from a canvas's `ids`, `step`, `kind` and `score` at `positions`.
 
-    Ordered by step, commits before fills.
+    Ordered by step; commits, fills, remasks.
     """
     steps, kinds = arrays["step"], arrays["kind"]
     for step in np.unique(steps[(steps >= first) & (steps <= last)]):
-        for kind in (Kind.COMMIT, Kind.FILL):
+        for kind in (Kind.COMMIT, Kind.FILL, Kind.REMASK):
             here = (steps == step) & (kinds == kind)
             if here.any():
                 yield CanvasDelta(

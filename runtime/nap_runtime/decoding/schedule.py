@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig
+from nap_runtime.traits import answer_slots
 
 Quotas = tuple[tuple[int, ...], ...]  # [step][block]
 
@@ -46,6 +48,12 @@ def dream(slots: int, steps: int, eps: float = 1e-3) -> tuple[int, ...]:
         quotas.append(quota)
         left -= quota
     return tuple(quotas)
+
+
+def path_planning(slots: int, steps: int) -> tuple[int, ...]:
+    """P2's schedule, κ_t = t: after step s of T, ⌊n·(1 − s/T)⌋ of the n slots are masked, in exact integers."""
+    left = [slots * (steps - step) // steps for step in range(steps + 1)]
+    return tuple(before - after for before, after in pairwise(left))
 
 
 def blockwise(slots: int, steps: int, block_length: int) -> tuple[int, ...]:
@@ -84,17 +92,31 @@ class UnmaskingSchedule:
         summary: quotas [step] of the summary phase (scope `path`), else empty.
         canvas: quotas [step] over all slots (scope `canvas`), else empty.
         at_once: T is 1: paths and summary are committed in the same step.
+        fixed: each step commits its quota and no slot is masked again. Where not, an adaptive rule's quota is a
+            bound, `prophet`'s holds until it commits all that is left, and `p2`'s is commits less remasks.
+        block_steps: step at which each block of a cached canvas begins, ascending; else empty.
     """
 
     paths: Quotas = ()
     summary: tuple[int, ...] = ()
     canvas: tuple[int, ...] = ()
     at_once: bool = False
+    fixed: bool = True
+    block_steps: tuple[int, ...] = ()
 
     @property
     def steps(self) -> int:
         """T, logical steps."""
         return len(self.canvas) or len(self.paths) + len(self.summary) - self.at_once
+
+    def left_after(self, step: int, layout: CanvasLayout, block: int | None) -> int:
+        """Slots of a block (None: of the canvas) that are masked after a step when every quota is used."""
+        if block is None:
+            return layout.n_slots - sum(self.canvas[: step + 1])
+        if block < layout.n_paths:
+            return layout.budgets[block] - sum(row[block] for row in self.paths[: step + 1])
+        at = 0 if self.at_once else step - len(self.paths)
+        return layout.summary_budget - sum(self.summary[: at + 1])
 
     @classmethod
     def plan(cls, layout: CanvasLayout, config: DecodeConfig) -> UnmaskingSchedule:
@@ -103,19 +125,51 @@ class UnmaskingSchedule:
         Raises:
             UsageError: `steps` is more than the slots, or does not fit the rule.
         """
+        fixed = config.traits.fixed
+        answer = answer_slots(config.rule_args)
+        if answer is not None and answer.stop > layout.n_slots:
+            raise UsageError(f"rule_args: answer: the region has {layout.n_slots} slots", field="rule_args")
+        if config.traits.adaptive:
+            return _bounds(layout, config)
         steps = config.steps or layout.n_slots
         if steps > layout.n_slots:
             raise UsageError(f"steps: {steps} is more than the {layout.n_slots} slots", field="steps")
         if config.picks_over == "canvas":
-            return cls(canvas=_canvas_quotas(layout.n_slots, steps, config))
+            quotas = _canvas_quotas(layout.n_slots, steps, config)
+            return cls(canvas=quotas, fixed=fixed, block_steps=_block_steps(quotas, config))
         if not layout.summary_budget:
-            return cls(paths=staggered(layout.budgets, steps))
+            return cls(paths=staggered(layout.budgets, steps), fixed=fixed)
         at = path_steps(sum(layout.budgets), layout.summary_budget, steps)
-        summary = staggered((layout.summary_budget,), max(steps - at, 1))
-        return cls(paths=staggered(layout.budgets, at), summary=tuple(q for (q,) in summary), at_once=steps == 1)
+        summary = tuple(q for (q,) in staggered((layout.summary_budget,), max(steps - at, 1)))
+        return cls(paths=staggered(layout.budgets, at), summary=summary, at_once=steps == 1, fixed=fixed)
+
+
+def _bounds(layout: CanvasLayout, config: DecodeConfig) -> UnmaskingSchedule:
+    """An adaptive rule commits at least one slot of each region at a step, and at most a block of it."""
+    block, summary = config.fast_block, layout.summary_budget
+    if config.picks_over == "path":
+        row = tuple(min(block, budget) for budget in layout.budgets)
+        later = (min(block, summary),) * summary
+        return UnmaskingSchedule(paths=(row,) * max(layout.budgets), summary=later, fixed=False)
+    quotas = (min(block, layout.n_slots),) * layout.n_slots
+    return UnmaskingSchedule(canvas=quotas, fixed=False, block_steps=_block_steps(quotas, config))
+
+
+def _block_steps(quotas: tuple[int, ...], config: DecodeConfig) -> tuple[int, ...]:
+    """Where the blocks of a canvas with a block cache begin: an adaptive rule may need a step for each slot."""
+    if config.cache not in ("prefix", "dual"):
+        return ()
+    if config.traits.adaptive:
+        return tuple(range(0, len(quotas), config.fast_block))
+    block = block_of(sum(quotas), config.block_length)
+    done = [0, *accumulate(quotas)]
+    return tuple(step for step in range(len(quotas)) if done[step] % block == 0)
 
 
 def _canvas_quotas(slots: int, steps: int, config: DecodeConfig) -> tuple[int, ...]:
-    if config.picks_by == "blockwise":
+    rule = config.picks_by
+    if rule == "blockwise" or (rule == "prophet" and config.block_length is not None):
         return blockwise(slots, steps, block_of(slots, config.block_length))
+    if rule == "p2":
+        return path_planning(slots, steps)
     return (dream if config.rule_args.get("schedule") == "dream" else llada)(slots, steps)

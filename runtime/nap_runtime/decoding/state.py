@@ -27,6 +27,8 @@ class Kind(IntEnum):
     OPEN = 0
     COMMIT = 1
     FILL = 2
+    REMASK = 3  # it lost its token again (`p2`)
+    PROVISIONAL = 4  # no change: what a summary slot would get now (summary `live`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,11 @@ class CanvasState:
         """Put back what was decided before; `deltas[canvas]` ordered by step."""
         for canvas, of_canvas in enumerate(deltas):
             for delta in of_canvas:
+                if delta.kind is Kind.PROVISIONAL:
+                    continue
                 at = torch.from_numpy(delta.positions).to(self.ids.device)
                 self.ids[canvas, at] = torch.from_numpy(delta.ids).to(self.ids.device)
-                self.masked[canvas, at] = False
+                self.masked[canvas, at] = delta.kind is Kind.REMASK
                 self.step[canvas, at] = delta.step
                 self.kind[canvas, at] = int(delta.kind)
                 self.score[canvas, at] = torch.from_numpy(delta.log_confidence).to(self.ids.device)
@@ -89,6 +93,12 @@ class CanvasState:
     def commit(self, positions_S: Tensor, picked_BS: Tensor, ids_BS: Tensor, score_BS: Tensor, step: int) -> None:
         """Fix the picked candidates."""
         self._put(positions_S, picked_BS, ids_BS, score_BS, step, Kind.COMMIT)
+
+    def remask(self, positions_S: Tensor, where_BS: Tensor, mask_id: int, score_BS: Tensor, step: int) -> None:
+        """Mask slots again; `score_BS` is what they were masked for."""
+        self._put(
+            positions_S, where_BS, torch.full_like(where_BS, mask_id, dtype=torch.int64), score_BS, step, Kind.REMASK
+        )
 
     def _put(
         self, positions_S: Tensor, where_BS: Tensor, ids_BS: Tensor, score_BS: Tensor, step: int, kind: Kind
@@ -100,7 +110,8 @@ class CanvasState:
         write(self.score, score_BS.double())
         write(self.step, step)
         write(self.kind, int(kind))
-        self.masked[:, positions_S] &= ~where_BS
+        masked_BS = self.masked[:, positions_S]
+        self.masked[:, positions_S] = masked_BS | where_BS if kind is Kind.REMASK else masked_BS & ~where_BS
 
     def close(self, region: Region, fill_id: int, step: int) -> None:
         """Fill what is left of a block once an end id and every slot before it are committed.
@@ -119,11 +130,11 @@ class CanvasState:
         open_before_BS = masked_BS.cumsum(-1) > 0
         return (end_BS & ~open_before_BS).any(-1)
 
-    def adopt(self, positions_S: Tensor, ids_BS: Tensor) -> None:
-        """Take over a peer's tokens; `NEVER` marks slots the peer has not committed."""
+    def adopt(self, positions_S: Tensor, ids_BS: Tensor, mask_id: int) -> None:
+        """Take over a peer's slots; `NEVER` marks those that are masked there."""
         known_BS = ids_BS != NEVER
-        self.ids[:, positions_S] = torch.where(known_BS, ids_BS, self.ids[:, positions_S])
-        self.masked[:, positions_S] &= ~known_BS
+        self.ids[:, positions_S] = torch.where(known_BS, ids_BS, mask_id)
+        self.masked[:, positions_S] = ~known_BS
 
     def committed_ids(self, positions_S: Tensor) -> Tensor:
         """Ids at `positions_S`, `NEVER` where still masked: what `adopt` takes. Shape [B, S]."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from nap_runtime.errors import WorkerError
 
 Flags = tuple[int, ...]
+T = TypeVar("T")
 
 
 class PendingFlags(Protocol):
@@ -24,6 +25,18 @@ class PendingFlags(Protocol):
 
     def wait(self) -> list[Flags]:
         """Everybody's flags, by rank."""
+        ...
+
+
+class PendingGather(Protocol):
+    """An all-gather that runs beside compute."""
+
+    def wait(self) -> None:
+        """Until its output is there: on a GPU the stream waits, on a CPU the caller.
+
+        Raises:
+            WorkerError: a peer is gone.
+        """
         ...
 
 
@@ -48,6 +61,10 @@ class Communicator(Protocol):
         """
         ...
 
+    def start_all_gather(self, out: Tensor, inp: Tensor) -> PendingGather:
+        """Begin an `all_gather`; neither tensor may be touched before `wait` has returned."""
+        ...
+
     def start_flags(self, flags: Flags) -> PendingFlags:
         """Begin to exchange a few small integers, off the critical path."""
         ...
@@ -63,9 +80,19 @@ class Solo:
         """Copy."""
         out[0].copy_(inp)
 
+    def start_all_gather(self, out: Tensor, inp: Tensor) -> PendingGather:
+        """Copy at once."""
+        self.all_gather(out, inp)
+        return _Done()
+
     def start_flags(self, flags: Flags) -> PendingFlags:
         """The own flags, at once."""
         return _Known([flags])
+
+
+class _Done:
+    def wait(self) -> None:
+        pass
 
 
 class _Known:
@@ -84,7 +111,9 @@ class ThreadGroup:
         self._barrier = threading.Barrier(world)
         self._slots: list[Tensor | None] = [None] * world
         self._flags: defaultdict[int, dict[int, Flags]] = defaultdict(dict)
-        self._flags_changed = threading.Condition()
+        self._sent: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
+        self._read: defaultdict[int, int] = defaultdict(int)
+        self._posted = threading.Condition()
         self._broken = False
 
     def members(self) -> list[ThreadCommunicator]:
@@ -94,9 +123,9 @@ class ThreadGroup:
     def abort(self) -> None:
         """Wake every waiting worker with an error, because one has failed."""
         self._barrier.abort()
-        with self._flags_changed:
+        with self._posted:
             self._broken = True
-            self._flags_changed.notify_all()
+            self._posted.notify_all()
 
     def swap(self, rank: int, out: Tensor, inp: Tensor) -> None:
         """The collective itself: all deposit, all copy, all leave."""
@@ -113,17 +142,34 @@ class ThreadGroup:
 
     def post_flags(self, turn: int, rank: int, flags: Flags) -> None:
         """Deposit flags for the group's `turn`-th exchange."""
-        with self._flags_changed:
+        with self._posted:
             self._flags[turn][rank] = flags
-            self._flags_changed.notify_all()
+            self._posted.notify_all()
 
     def await_flags(self, turn: int) -> list[Flags]:
         """Everybody's flags of that exchange."""
-        with self._flags_changed:
-            self._flags_changed.wait_for(lambda: self._broken or len(self._flags[turn]) == self.world)
+        return self._everybodys(self._flags[turn])
+
+    def post_tensor(self, turn: int, rank: int, inp: Tensor) -> None:
+        """Deposit a copy of a tensor for the group's `turn`-th gather beside compute."""
+        with self._posted:
+            self._sent[turn][rank] = inp.clone()
+            self._posted.notify_all()
+
+    def await_tensors(self, turn: int, out: Tensor) -> None:
+        """Everybody's tensors of that gather."""
+        torch.stack(self._everybodys(self._sent[turn]), out=out)
+        with self._posted:
+            self._read[turn] += 1
+            if self._read[turn] == self.world:  # nobody needs them any more
+                del self._sent[turn], self._read[turn]
+
+    def _everybodys(self, posts: Mapping[int, T]) -> list[T]:
+        with self._posted:
+            self._posted.wait_for(lambda: self._broken or len(posts) == self.world)
             if self._broken:
                 raise WorkerError("a peer of this simulated group has failed")
-            return [self._flags[turn][rank] for rank in range(self.world)]
+            return [posts[rank] for rank in range(self.world)]
 
 
 class ThreadCommunicator:
@@ -131,11 +177,17 @@ class ThreadCommunicator:
 
     def __init__(self, group: ThreadGroup, rank: int) -> None:
         self._group, self.rank, self.world = group, rank, group.world
-        self._turn = 0
+        self._turn, self._gathers = 0, 0
 
     def all_gather(self, out: Tensor, inp: Tensor) -> None:
         """See `Communicator.all_gather`."""
         self._group.swap(self.rank, out, inp)
+
+    def start_all_gather(self, out: Tensor, inp: Tensor) -> PendingGather:
+        """See `Communicator.start_all_gather`."""
+        turn, self._gathers = self._gathers, self._gathers + 1
+        self._group.post_tensor(turn, self.rank, inp)
+        return _Sent(self._group, turn, out)
 
     def start_flags(self, flags: Flags) -> PendingFlags:
         """See `Communicator.start_flags`."""
@@ -150,6 +202,14 @@ class _Posted:
 
     def wait(self) -> list[Flags]:
         return self._group.await_flags(self._turn)
+
+
+class _Sent:
+    def __init__(self, group: ThreadGroup, turn: int, out: Tensor) -> None:
+        self._group, self._turn, self._out = group, turn, out
+
+    def wait(self) -> None:
+        self._group.await_tensors(self._turn, self._out)
 
 
 def merge_flags(flags: Sequence[Flags]) -> Flags:

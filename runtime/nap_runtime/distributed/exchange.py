@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nap_runtime.decoding.state import CanvasState
-from nap_runtime.distributed.wire import Wire
+from nap_runtime.distributed.wire import Beside, Wire
 from nap_runtime.models.attention import merge_partials, partial_attention
 from nap_runtime.models.sdpa import grouped_sdpa
 from nap_runtime.models.transformer import KVStore
@@ -64,14 +64,31 @@ class KVExchange:
     def run(self) -> None:
         """Exchange, and put the peers' keys and values into the store."""
         with self._shares.wire.exchanging():
-            kv = (self._store.k_LBGNE, self._store.v_LBGNE)
-            mine = self._shares.mine
-            for half, source in zip(self._send, kv, strict=True):
-                half[..., : len(mine), :] = source.index_select(3, mine)
+            self._pack()
             self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
-            for rank, rows in self._shares.peers():
-                for half, target in zip(self._recv[rank], kv, strict=True):
-                    target.index_copy_(3, rows, half[..., : len(rows), :])
+            self._unpack()
+
+    def begin(self) -> Beside:
+        """Send the own rows' keys and values as they are now, beside what is computed next."""
+        with self._shares.wire.exchanging():
+            self._pack()
+            return self._shares.wire.start_all_gather(self._recv, self._send, payload_bytes=self._payload)
+
+    def arrive(self, gather: Beside) -> None:
+        """Wait for what `begin` began, and put the peers' keys and values into the store."""
+        with self._shares.wire.exchanging():
+            self._shares.wire.arrive(gather)
+            self._unpack()
+
+    def _pack(self) -> None:
+        mine = self._shares.mine
+        for half, source in zip(self._send, (self._store.k_LBGNE, self._store.v_LBGNE), strict=True):
+            half[..., : len(mine), :] = source.index_select(3, mine)
+
+    def _unpack(self) -> None:
+        for rank, rows in self._shares.peers():
+            for half, target in zip(self._recv[rank], (self._store.k_LBGNE, self._store.v_LBGNE), strict=True):
+                target.index_copy_(3, rows, half[..., : len(rows), :])
 
 
 class LayerKeys:
@@ -161,32 +178,55 @@ class Partials:
 class TokenExchange:
     """Committed ids and confidences of every worker's slots, as a dense buffer [2, B, S] of 32-bit words.
 
-    A dense buffer has one shape however many tokens were committed; the payload counts only new tokens (see
-    `BlockWorker`).
+    A dense buffer has one shape however many tokens were committed; the payload counts only what is new. How much
+    that is stays on the device (`told`, int64 []) and is read after the job.
     """
 
-    def __init__(self, wire: Wire, slots_by_worker: Sequence[Sequence[int]], state: CanvasState) -> None:
+    def __init__(self, wire: Wire, slots_by_worker: Sequence[Sequence[int]], state: CanvasState, mask_id: int) -> None:
         self._shares = _RowShares(wire, slots_by_worker, state.ids.device)
-        self._state = state
+        self._state, self._mask_id = state, mask_id
+        self.told = torch.zeros((), dtype=torch.int64, device=state.ids.device)
+        self._told_before = 0
         shape = (2, state.ids.shape[0], self._shares.widest)
         self._send = state.ids.new_full(shape, -1, dtype=torch.int32)
         self._recv = state.ids.new_full((wire.comm.world, *shape), -1, dtype=torch.int32)
 
-    def run(self) -> None:
-        """Exchange, and adopt the peers' tokens."""
+    def run(self, step: int) -> None:
+        """Exchange what was decided before `step`, and adopt the peers' tokens."""
         with self._shares.wire.exchanging():
-            mine = self._shares.mine
-            self._send[0, :, : len(mine)] = self._state.committed_ids(mine)
-            self._send[1, :, : len(mine)] = self._state.score[:, mine].float().view(torch.int32)
+            self._pack(step)
             self._shares.wire.all_gather(self._recv, self._send, payload_bytes=0)
-            for rank, slots in self._shares.peers():
-                self._state.adopt(slots, self._recv[rank, 0, :, : len(slots)].long())
+            self._unpack()
+
+    def begin(self, step: int) -> Beside:
+        """Send what was decided before `step`, beside what is computed next."""
+        with self._shares.wire.exchanging():
+            self._pack(step)
+            return self._shares.wire.start_all_gather(self._recv, self._send, payload_bytes=0)
+
+    def arrive(self, gather: Beside) -> None:
+        """Wait for what `begin` began, and adopt the peers' tokens."""
+        with self._shares.wire.exchanging():
+            self._shares.wire.arrive(gather)
+            self._unpack()
+
+    def _pack(self, step: int) -> None:
+        mine = self._shares.mine
+        self._send[0, :, : len(mine)] = self._state.committed_ids(mine)
+        self._send[1, :, : len(mine)] = self._state.score[:, mine].float().view(torch.int32)
+        self.told += (self._state.step[:, mine] >= self._told_before).sum()
+        self._told_before = step
+
+    def _unpack(self) -> None:
+        for rank, slots in self._shares.peers():
+            self._state.adopt(slots, self._recv[rank, 0, :, : len(slots)].long(), self._mask_id)
 
 
 class CandidateExchange:
-    """Every worker's candidates (id, score), so that all pick the same ones.
+    """Every worker's candidates, so that all pick the same ones: K values each (id, score, for some rules more).
 
     Args:
+        values: K.
         slots_by_worker: a partition of `slots`: whose candidate counts for which slot.
         slots: the region that is picked from, in canvas order.
     """
@@ -196,23 +236,25 @@ class CandidateExchange:
         wire: Wire,
         slots_by_worker: Sequence[Sequence[int]],
         slots: Sequence[int],
+        *,
+        values: int,
         batch: int,
         device: torch.device,
     ) -> None:
         place = {slot: index for index, slot in enumerate(slots)}
         self._shares = _RowShares(wire, [[place[s] for s in mine] for mine in slots_by_worker], device)
         self._n = len(slots)
-        shape = (2, batch, self._shares.widest)
+        shape = (values, batch, self._shares.widest)
         self._send = torch.zeros(shape, dtype=torch.float64, device=device)
         self._recv = torch.zeros((wire.comm.world, *shape), dtype=torch.float64, device=device)
 
-    def run(self, ids_BS: Tensor, scores_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidates of this worker's slots in, those of the whole region out. Ids are exact in float64."""
+    def run(self, mine_KBS: Tensor) -> Tensor:
+        """Values of this worker's slots in, those of the whole region out, float64 [K, B, S]: ids are exact in it."""
         with self._shares.wire.exchanging():
-            mine = ids_BS.shape[-1]
-            self._send[0, :, :mine], self._send[1, :, :mine] = ids_BS.double(), scores_BS.double()
-            self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._send[..., :mine].numel() * 8)
-            all_2BS = self._send.new_empty((2, self._send.shape[1], self._n))
+            mine = mine_KBS.shape[-1]
+            self._send[..., :mine] = mine_KBS
+            self._shares.wire.all_gather(self._recv, self._send, payload_bytes=mine_KBS.numel() * 8)
+            all_KBS = self._send.new_empty((*self._send.shape[:2], self._n))
             for rank, places in enumerate(self._shares.rows):
-                all_2BS.index_copy_(2, places, self._recv[rank, ..., : len(places)])
-        return all_2BS[0].long(), all_2BS[1]
+                all_KBS.index_copy_(2, places, self._recv[rank, ..., : len(places)])
+        return all_KBS

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store, TCPStore
 
-from nap_runtime.distributed.comm import Flags, PendingFlags
+from nap_runtime.distributed.comm import Flags, PendingFlags, PendingGather
 from nap_runtime.errors import WorkerError, WorkerLostError
 
 
@@ -72,6 +72,15 @@ class TorchCommunicator:
         except RuntimeError as error:
             raise WorkerLostError(f"worker {self.rank}: a peer left the group: {error}") from error
 
+    def start_all_gather(self, out: Tensor, inp: Tensor) -> PendingGather:
+        """See `Communicator.start_all_gather`."""
+        flat = out.view(torch.uint8).flatten(), inp.view(torch.uint8).flatten()
+        try:
+            work = dist.all_gather_into_tensor(*flat, async_op=True)
+        except RuntimeError as error:
+            raise WorkerLostError(f"worker {self.rank}: a peer left the group: {error}") from error
+        return _PendingGather(work, flat)
+
     def start_flags(self, flags: Flags) -> PendingFlags:
         """See `Communicator.start_flags`; always over gloo, beside whatever the device does."""
         mine = torch.tensor(flags, dtype=torch.int64)
@@ -91,6 +100,18 @@ class TorchCommunicator:
         """Leave the group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class _PendingGather:
+    def __init__(self, work: dist.Work | None, buffers: tuple[Tensor, Tensor]) -> None:
+        self._work, self._buffers = work, buffers  # both must outlive the exchange
+
+    def wait(self) -> None:
+        try:
+            if self._work is not None:
+                self._work.wait()
+        except RuntimeError as error:
+            raise WorkerLostError(f"a peer left the group: {error}") from error
 
 
 class _Pending:

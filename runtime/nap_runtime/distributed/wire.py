@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nap_runtime.decoding.meters import WorkerMeters
-from nap_runtime.distributed.comm import Communicator
+from nap_runtime.distributed.comm import Communicator, PendingGather
 
 Mark = float | torch.cuda.Event
 
@@ -40,6 +40,14 @@ class Clock:
         return float(start.elapsed_time(stop)) / 1e3
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A gather that runs beside compute, and when it began."""
+
+    pending: PendingGather
+    began: Mark
+
+
 @dataclass(slots=True)
 class _StepSpan:
     start: Mark
@@ -62,6 +70,7 @@ class Wire:
     rows_computed: int = 0
     rows_recomputed: int = 0
     _waits: list[tuple[Mark, Mark]] = field(default_factory=list)
+    _beside: list[tuple[Mark, Mark]] = field(default_factory=list)
     _steps: list[_StepSpan] = field(default_factory=list)
     _first_commit: Mark | None = None
     _began: Mark = field(init=False)
@@ -79,6 +88,19 @@ class Wire:
     def all_gather(self, out: Tensor, inp: Tensor, *, payload_bytes: int) -> None:
         """Gather, and count: padding goes over the wire but is no payload. Call it while `exchanging`."""
         self.comm.all_gather(out, inp)
+        self._count(inp, payload_bytes)
+
+    def start_all_gather(self, out: Tensor, inp: Tensor, *, payload_bytes: int) -> Beside:
+        """Begin to gather beside compute, and count. Call it while `exchanging`, which times the packing."""
+        self._count(inp, payload_bytes)
+        return Beside(self.comm.start_all_gather(out, inp), self.clock.mark())
+
+    def arrive(self, gather: Beside) -> None:
+        """Wait for a gather that ran beside compute. Call it while `exchanging`, which times the wait."""
+        self._beside.append((gather.began, self.clock.mark()))
+        gather.pending.wait()
+
+    def _count(self, inp: Tensor, payload_bytes: int) -> None:
         self.payload_bytes += payload_bytes if self.comm.world > 1 else 0
         self.wire_bytes += (self.comm.world - 1) * inp.nbytes
 
@@ -112,6 +134,7 @@ class Wire:
             payload_bytes=self.payload_bytes,
             wire_bytes=self.wire_bytes,
             blocked_seconds=sum(waits),
+            overlapped_seconds=sum(Clock.seconds(start, stop) for start, stop in self._beside),
             compute_seconds=compute,
             recompute_seconds=recompute,
             first_commit_seconds=None if self._first_commit is None else Clock.seconds(self._began, self._first_commit),

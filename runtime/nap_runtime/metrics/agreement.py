@@ -63,7 +63,7 @@ def compare(a: DecodeRecord, b: DecodeRecord, *, rtol: float) -> Agreement:
 def _decisions(record: DecodeRecord) -> dict[int, dict[Decision, float]]:
     """Per step: (position, id) → score as a probability."""
     steps: dict[int, dict[Decision, float]] = {}
-    for delta in record.commits:
+    for delta in record.decisions:
         for position, token, score in zip(delta.positions, delta.ids, delta.log_confidence, strict=True):
             steps.setdefault(delta.step, {})[int(position), int(token)] = math.exp(score)
     return steps

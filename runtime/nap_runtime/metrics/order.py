@@ -77,7 +77,7 @@ class DecodeOrder:
 
     @classmethod
     def from_record(cls, record: DecodeRecord) -> DecodeOrder:
-        """The order of a decode.
+        """The order of a decode. A slot that was masked again counts with its last commit only.
 
         Raises:
             RecordError: the config in the record is malformed, or a delta writes beside the canvas.
@@ -87,8 +87,9 @@ class DecodeOrder:
         for delta in record.deltas:
             if len(delta.positions) and not 0 <= delta.positions.min() <= delta.positions.max() < len(step):
                 raise RecordError(f"trace: step {delta.step} writes outside the {len(step)} positions")
-            step[delta.positions] = delta.step
-            committed[delta.positions] = delta.kind is Kind.COMMIT
+            if delta.kind is not Kind.PROVISIONAL:
+                step[delta.positions] = OPEN_STEP if delta.kind is Kind.REMASK else delta.step
+                committed[delta.positions] = delta.kind is Kind.COMMIT
         slots = np.array(record.layout.slots, dtype=np.int64)
         return cls._of(
             record.layout,
@@ -102,9 +103,10 @@ class DecodeOrder:
     def planned(cls, layout: CanvasLayout, schedule: UnmaskingSchedule) -> DecodeOrder | None:
         """Every path and the summary strictly left to right on a schedule, nothing filled.
 
-        None where the schedule gives the canvas one quota (scope `canvas`): it then sets no path's pace.
+        None where the schedule sets no path's pace: it gives the canvas one quota (scope `canvas`), or its quotas do
+        not say when slots are committed for good.
         """
-        if schedule.canvas:
+        if schedule.canvas or not schedule.fixed:
             return None
         first = 0 if schedule.at_once else len(schedule.paths)
         steps = [

@@ -15,7 +15,7 @@ from nap_runtime.decoding.state import Kind
 from nap_runtime.errors import RecordError, UsageError
 from nap_runtime.metrics.order import Flags, config_of
 
-_SYNC_KINDS = ("exact", "tokens", "shared", "kv", "gather", "refresh")
+_SYNC_KINDS = ("exact", "tokens", "shared", "kv", "gather", "consensus", "refresh")
 _NOBODY, _ANYBODY = -2, -1  # who may write a position, beside a worker's number
 
 
@@ -139,19 +139,27 @@ def _check_deltas(record: DecodeRecord, by_block: bool) -> None:
 def _check_tokens(record: DecodeRecord, delta: CanvasDelta, where: str) -> None:
     if not 0 <= delta.worker < record.assignment.workers:
         raise RecordError(f"{where}: there are {record.assignment.workers} workers")
-    if delta.kind not in (Kind.COMMIT, Kind.FILL):
-        raise RecordError(f"{where}: kind {int(delta.kind)} is neither a commit nor a fill")
+    config = config_of(record)
+    known = {Kind.COMMIT: True, Kind.FILL: True, Kind.REMASK: config.traits.remasks}
+    if not known.get(delta.kind, config.sync.summary == "live" and delta.kind is Kind.PROVISIONAL):
+        raise RecordError(f"{where}: kind {int(delta.kind)} is none that its config brings forth")
     if not len(delta.positions) == len(delta.ids) == len(delta.log_confidence):
         raise RecordError(f"{where}: positions, ids and confidences differ in number")
     if not _rises(delta.positions.tolist()):
         raise RecordError(f"{where}: positions do not ascend")
-    bad = delta.ids[(delta.ids < 0) | (delta.ids == record.layout.mask_id)]
+    masks = delta.ids == record.layout.mask_id
+    bad = delta.ids[~masks] if delta.kind is Kind.REMASK else delta.ids[(delta.ids < 0) | masks]
+    if len(bad) and delta.kind is Kind.REMASK:
+        raise RecordError(f"{where}: masks a slot again with id {bad[0]}")
     if len(bad):
         raise RecordError(f"{where}: {bad[0]} is the mask or no id")
     if np.isnan(delta.log_confidence).any():
         raise RecordError(f"{where}: a confidence is not a number")
     if delta.kind is Kind.FILL and (delta.ids != record.layout.fill_id).any():
         raise RecordError(f"{where}: a fill with another id than {record.layout.fill_id}")
+    summary = record.layout.summary
+    if delta.kind is Kind.PROVISIONAL and (summary is None or not _inside(delta.positions, summary).all()):
+        raise RecordError(f"{where}: says what a slot outside the summary would be")
 
 
 class _Replay:
@@ -159,6 +167,7 @@ class _Replay:
 
     def __init__(self, record: DecodeRecord, schedule: UnmaskingSchedule) -> None:
         self.record, self.schedule, self.blocks = record, schedule, record.layout.blocks
+        self.traits = config_of(record).traits
         self.ids = record.layout.initial_ids(record.prompt_ids)
         self.masked = np.zeros(record.layout.size, dtype=np.bool_)
         self.masked[list(record.layout.slots)] = True
@@ -169,25 +178,41 @@ class _Replay:
             deltas = list(group)
             if not before < step < self.record.steps:
                 raise RecordError(f"trace: step {step} does not ascend within {self.record.steps} steps")
-            self._check_quotas(step, [delta for delta in deltas if delta.kind is Kind.COMMIT])
-            for kind in (Kind.COMMIT, Kind.FILL):
+            self._check_quotas(step, deltas)
+            self._check_remasks(deltas)
+            for kind in (Kind.COMMIT, Kind.FILL, Kind.REMASK):
                 for delta in deltas:
                     if delta.kind is kind:
                         self._put(delta)
             before = step
 
-    def _check_quotas(self, step: int, commits: Sequence[CanvasDelta]) -> None:
-        positions = np.concatenate([np.zeros(0, np.int64), *(delta.positions for delta in commits)])
+    def _check_quotas(self, step: int, deltas: Sequence[CanvasDelta]) -> None:
+        commits, remasks = (_positions(deltas, kind) for kind in (Kind.COMMIT, Kind.REMASK))
         if self.schedule.canvas:
-            if len(positions) > self.schedule.canvas[step]:
-                quota = self.schedule.canvas[step]
-                raise RecordError(f"trace: step {step} commits {len(positions)} slots, its quota is {quota}")
+            masked = int(self.masked.sum())
+            self._check_quota(f"step {step}", "slots", (len(commits), len(remasks)), self.schedule.canvas[step], masked)
             return
         for index, (block, quota) in enumerate(zip(self.blocks, self._quotas(step), strict=True)):
-            count = int(_inside(positions, block).sum())
-            if count > quota:
-                name = f"path {index}" if index < self.record.layout.n_paths else "the summary"
-                raise RecordError(f"trace: step {step} commits {count} slots of {name}, its quota is {quota}")
+            name = f"path {index}" if index < self.record.layout.n_paths else "the summary"
+            counts = int(_inside(commits, block).sum()), int(_inside(remasks, block).sum())
+            masked = int(self.masked[block.slots.start : block.slots.stop].sum())
+            self._check_quota(f"step {step}", f"slots of {name}", counts, quota, masked)
+
+    def _check_quota(self, where: str, what: str, counts: tuple[int, int], quota: int, masked: int) -> None:
+        """A quota is kept: by a rule that masks again, on balance; by one that commits early, unless it takes all."""
+        commits, remasks = counts
+        if self.traits.remasks and commits - remasks != quota:
+            balance = f"commits {commits} {what} and masks {remasks} again"
+            raise RecordError(f"trace: {where} {balance}, its quota is {quota}")
+        if commits <= quota or self.traits.remasks or (self.traits.commits_early and commits == masked):
+            return
+        raise RecordError(f"trace: {where} commits {commits} {what}, its quota is {quota}")
+
+    def _check_remasks(self, deltas: Sequence[CanvasDelta]) -> None:
+        """Only what was committed at an earlier step can be masked again."""
+        never = [position for position in _positions(deltas, Kind.REMASK) if self.masked[position]]
+        if never:
+            raise RecordError(f"trace: step {deltas[0].step} masks position {never[0]} again, which is masked")
 
     def _quotas(self, step: int) -> tuple[int, ...]:
         """Quota of every block at a step, the summary's (if there is one) last."""
@@ -200,14 +225,15 @@ class _Replay:
 
     def _put(self, delta: CanvasDelta) -> None:
         where = f"trace: step {delta.step}, worker {delta.worker}"
+        remask = delta.kind is Kind.REMASK
         again = delta.positions[~self.masked[delta.positions]]
-        if len(again):
+        if len(again) and not remask:
             raise RecordError(f"{where}: position {again[0]} was committed before")
         if delta.kind is Kind.FILL:
             for block in self.blocks:
                 if _inside(delta.positions, block).any() and not self._closed(block):
                     raise RecordError(f"{where}: fills the block at {block.slots.start}, which is not closed")
-        self.ids[delta.positions], self.masked[delta.positions] = delta.ids, False
+        self.ids[delta.positions], self.masked[delta.positions] = delta.ids, remask
 
     def _closed(self, block: ThinkBlock) -> bool:
         """Whether an end id is committed and nothing before it is masked."""
@@ -226,6 +252,11 @@ def _check_end(record: DecodeRecord) -> None:
     differ = np.flatnonzero(record.final_ids != canvas)
     if len(differ):
         raise RecordError(f"trace: the final ids are not what the deltas give, first at position {differ[0]}")
+
+
+def _positions(deltas: Sequence[CanvasDelta], kind: Kind) -> Ids:
+    """Positions of one kind of delta."""
+    return np.concatenate([np.zeros(0, np.int64), *(delta.positions for delta in deltas if delta.kind is kind)])
 
 
 def _inside(positions: Ids, block: ThinkBlock) -> Flags:

@@ -5,18 +5,17 @@ Nothing in a step waits for the device; reports and control words go beside it, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nap_runtime.decoding import confidence, rules
 from nap_runtime.decoding.layout import Ids
 from nap_runtime.decoding.machine import (
+    Arrive,
     Control,
     Coordination,
     Finish,
@@ -29,29 +28,14 @@ from nap_runtime.decoding.machine import (
 )
 from nap_runtime.decoding.meters import WorkerMeters
 from nap_runtime.decoding.record import CanvasDelta, SyncEvent
-from nap_runtime.decoding.schedule import block_of
-from nap_runtime.decoding.state import CanvasState, Kind, Region
+from nap_runtime.decoding.state import CanvasState, Kind
 from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge_flags
 from nap_runtime.distributed.exchange import TOKEN_BYTES
-from nap_runtime.distributed.wire import Clock, Wire
-from nap_runtime.models.config import ModelConfig
-from nap_runtime.models.transformer import Attend, accumulate_dtype
+from nap_runtime.distributed.wire import Beside, Clock, Wire
+from nap_runtime.worker.denoiser import Denoiser as Denoiser
 from nap_runtime.worker.reporting import Report, Reporter
 from nap_runtime.worker.resources import Resources
-
-
-class Denoiser(Protocol):
-    """The network: hidden states of any canvas rows, and logits of hidden states."""
-
-    config: ModelConfig
-
-    def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [B, R, D] of the rows at canvas positions `rows_R`."""
-        ...
-
-    def logits(self, hidden_BRD: Tensor) -> Tensor:
-        """Scores over the vocabulary, [B, R, V]."""
-        ...
+from nap_runtime.worker.selection import Selector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +139,9 @@ class _Run:
             path_slots=self.resources.path_slots[self.rank],
             on_report=None if on_report is None else self._hand_on,
             begin=begin,
+            blocks=[self.resources.slots_of(block) for block in range(len(self.plan.schedule.block_steps))],
         )
+        self.selector = Selector(self.plan, self.denoiser, self.resources, self.state, self.rank)
         self._on_report = on_report
         self.forwards: list[int] = []
         self._told_forwards = self._told_events = 0
@@ -164,19 +150,23 @@ class _Run:
         self._cancelled, self._control_comm = cancelled, worker.comm
         self._pending: PendingFlags | None = None
         self._own_done = False  # the host knows that every own path is closed
-        self._report_every = task.report_every or task.plan.config.control_every
+        self._report_every = task.report_every or self.config.reports_every
+        if self.config.traits.remasks:
+            self._report_every = 1  # a report tells of a slot only what was last done to it
         self._report_early = range(1, 3) if task.report_early else range(0)  # a GPU's copy is read one report later
         self._dirty = False  # a row was committed and not computed since
-        self._told_before = 0  # tokens of earlier steps have been told to the peers
+        self._beside: Beside | None = None  # an exchange under way beside the steps
 
     # -- instructions -------------------------------------------------------------------------------------------
 
-    def obey(self, todo: Step | Sync | Summarise) -> bool:
+    def obey(self, todo: Step | Sync | Arrive | Summarise) -> bool:
         """Carry out one instruction. False: this worker's part is over."""
         if isinstance(todo, Step):
             self._do_step(todo)
         elif isinstance(todo, Sync):
             self._do_sync(todo)
+        elif isinstance(todo, Arrive):
+            self._do_arrive(todo)
         else:
             return self._do_summarise(todo)
         return True
@@ -184,45 +174,62 @@ class _Run:
     def _do_sync(self, sync: Sync) -> None:
         if self.wire.comm.world == 1:
             return  # all paths are here; only the rows of the step that follows differ
-        if sync.mode == "kv":
+        kv, tokens = self.resources.kv, self.resources.tokens
+        if not sync.overlap:
             self.wire.syncs += 1
-            self.resources.kv.run()
-        else:
-            self._tell(sync.step)
+            return kv.run() if sync.mode == "kv" else tokens.run(sync.step)
+        self._beside = kv.begin() if sync.mode == "kv" else tokens.begin(sync.step)
+
+    def _do_arrive(self, todo: Arrive) -> None:
+        if self._beside is None:
+            return  # one worker
+        self.wire.syncs += 1
+        exchange = self.resources.kv if todo.mode == "kv" else self.resources.tokens
+        exchange.arrive(self._beside)
+        self._beside = None
+
+    def _drop(self) -> None:
+        """Wait for an exchange that nobody needs any more: its peers wait for it too."""
+        if self._beside is not None:
+            with self.wire.exchanging():
+                self.wire.arrive(self._beside)
+            self._beside = None
 
     def _do_summarise(self, todo: Summarise) -> bool:
         """Gather every path's tokens; from here on the lead goes on alone."""
+        self._drop()
         if self.wire.comm.world > 1:
-            self._tell(todo.step)
+            self.wire.syncs += 1
+            self.resources.tokens.run(todo.step)
             if self._pending is not None:
                 self._pending.wait()
                 self._pending = None
             self._control_comm = Solo()
         return self.rank == 0
 
-    def _tell(self, step: int) -> None:
-        """Exchange the tokens of all steps before `step`."""
-        self.wire.syncs += 1
-        self.resources.tokens.run()
-        self._told_before = step
-
     def _do_step(self, step: Step) -> None:
         quotas = self._own_quotas(step)
         if self._may_skip(step, quotas):
             return
-        rows = self.resources.computed(step.rows, step.layerwise)
-        n_rows = len(rows.rows_R)
+        computed, views = self.resources.computed(step), self.resources.views
+        n_rows = computed.rows.shape[-1]
         self.wire.syncs += self._talks(step)
-        self.wire.begin_step(rows=n_rows, extra_rows=self._extra_rows(step, n_rows))
+        self.wire.begin_step(rows=views * n_rows, extra_rows=views * self._extra_rows(step, n_rows))
         self.forwards.append(step.step)
-        hidden_BRD = self.denoiser.forward_rows(self.state.ids[:, rows.rows_R], rows.rows_R, rows.attend)
-        self._dirty = False
-        if step.canvas is not None:
-            self._commit_canvas(step, hidden_BRD)
-        else:
-            self._commit_paths(step, quotas, hidden_BRD)
-            self._commit_summary(step, hidden_BRD)
+        ids_BR = self.resources.inputs(computed.rows)
+        hidden_BRD = self.denoiser.forward_rows(ids_BR, computed.rows, computed.attend)
+        self._dirty = self._commit(step, quotas, hidden_BRD)
         self.wire.end_step(committed=bool(quotas) or step.canvas is not None)
+
+    def _commit(self, step: Step, quotas: dict[int, int], hidden_BRD: Tensor) -> bool:
+        """Commit what is due; whether a row may have changed by it."""
+        if step.live and (would_be := self.selector.provisional(step, hidden_BRD)) is not None:
+            self.reporter.provisional(step.step, self.resources.own_summary_slots, would_be.ids, would_be.scores)
+        if step.canvas is not None:
+            self.selector.canvas(step, hidden_BRD)
+            return step.canvas > 0
+        self.selector.paths(step, quotas, hidden_BRD)
+        return self.selector.summary(step, hidden_BRD) or bool(quotas)
 
     def _own_quotas(self, step: Step) -> dict[int, int]:
         """Quota of each own path; none once the host knows that they are all closed."""
@@ -241,7 +248,8 @@ class _Run:
 
     def _talks(self, step: Step) -> bool:
         """Whether a step has an exchange inside: layer by layer, or of candidates."""
-        inside = step.layerwise is not Layerwise.NOTHING or (step.canvas is not None and step.step > 0)
+        agree = step.summary is not None and self.config.sync.summary == "consensus"
+        inside = step.layerwise is not Layerwise.NOTHING or ((step.canvas is not None or agree) and step.step > 0)
         return inside and self.wire.comm.world > 1
 
     def _extra_rows(self, step: Step, rows: int) -> int:
@@ -252,86 +260,11 @@ class _Run:
         needed = len(summary.rows) if step.summary is not None and summary is not None else self._own_rows
         return max(rows - needed, 0)
 
-    # -- committing ---------------------------------------------------------------------------------------------
-
-    def _commit_paths(self, step: Step, quotas: dict[int, int], hidden_BRD: Tensor) -> None:
-        if not quotas:
-            return
-        slots = tuple(slot for path in quotas for slot in self.layout.paths[path].slots)
-        ids_BS, scores_BS = self._candidates(step, slots, hidden_BRD)
-        widths = [self.layout.budgets[path] for path in quotas]
-        for path, ids, scores in zip(quotas, ids_BS.split(widths, -1), scores_BS.split(widths, -1), strict=True):
-            region = self.resources.regions[path]
-            self._commit(step.step, region, quotas[path], ids, scores, close=[region])
-
-    def _commit_summary(self, step: Step, hidden_BRD: Tensor) -> None:
-        summary = self.layout.summary
-        if summary is None or not step.summary:
-            return
-        together = self.config.sync.mode in ("exact", "shared")
-        if not together and self.rank != 0:
-            return
-        candidates = self._gather_candidates if together else self._candidates
-        ids_BS, scores_BS = candidates(step, tuple(summary.slots), hidden_BRD)
-        region = self.resources.regions[-1]
-        self._commit(step.step, region, step.summary, ids_BS, scores_BS, close=[region])
-
-    def _commit_canvas(self, step: Step, hidden_BRD: Tensor) -> None:
-        ids_BS, scores_BS = self._gather_candidates(step, self.layout.slots, hidden_BRD)
-        quota, resources = step.canvas or 0, self.resources
-        self._commit(step.step, resources.all_slots, quota, ids_BS, scores_BS, close=resources.regions)
-
-    def _commit(
-        self,
-        step: int,
-        region: Region,
-        quota: int,
-        ids_BS: Tensor,
-        scores_BS: Tensor,
-        *,
-        close: Sequence[Region],
-    ) -> None:
-        """Pick the quota of a region, commit it, and close the blocks that are done. A plain region never closes."""
-        config, positions_S = self.config, region.positions_S
-        ranks_BS = rules.rank_scores(config.picks_by, scores_BS, positions_S=positions_S, seed=config.seed, step=step)
-        block = block_of(len(positions_S), config.block_length) if config.picks_by == "blockwise" else None
-        picked_BS = rules.pick(ranks_BS, self.state.masked[:, positions_S], quota, block_length=block)
-        self.state.commit(positions_S, picked_BS, ids_BS, scores_BS, step)
-        self._dirty = self._dirty or quota > 0
-        for done in close if self.layout.kind == "nap" else ():
-            self.state.close(done, self.layout.fill_id, step)
-
-    def _candidates(self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidate ids and weighed log-confidences of `slots`, [B, S] each: the head runs on these rows only."""
-        scored, config = self.resources.scored(step.rows, slots), self.config
-        logits_BSV = self.denoiser.logits(hidden_BRD.index_select(1, scored.head_S))
-        logits_BSV = logits_BSV.to(accumulate_dtype(logits_BSV.dtype))
-        logits_BSV[..., self.layout.mask_id] = -torch.inf  # a commit must unmask
-        ids_BS = confidence.draw(
-            logits_BSV,
-            temperature=config.temperature,
-            seed=config.seed,
-            positions_S=scored.slots_S,
-            step=step.step,
-        )
-        scores_BS = confidence.log_confidence(config.confidence, logits_BSV, ids_BS)
-        weight = 1.0 if config.eos_weight is None else config.eos_weight
-        return ids_BS, confidence.weigh_ends(scores_BS, ids_BS, self.resources.text_ends_E, weight)
-
-    def _gather_candidates(self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidates of a region that several workers score."""
-        if self.wire.comm.world == 1 or step.step == 0:  # at the first step every worker computes the whole canvas
-            return self._candidates(step, slots, hidden_BRD)
-        wanted = set(slots)
-        mine = tuple(slot for slot in self.resources.partition[self.rank] if slot in wanted)
-        ids_BS, scores_BS = self._candidates(step, mine, hidden_BRD)
-        return self.resources.candidates(slots).run(ids_BS, scores_BS)
-
     # -- control ------------------------------------------------------------------------------------------------
 
     def control(self) -> Control | None:
         """Between steps: report where it is due, and every R steps read the control word."""
-        step, period = self.machine.step, self.config.control_every
+        step, period = self.machine.step, self.config.reports_every
         if not self.machine.between_steps or step == self.reporter.step:
             return None
         if step % period == 0 or step % self._report_every == 0 or step in self._report_early:
@@ -345,12 +278,15 @@ class _Run:
         """
         word = None
         if self._pending is not None:
-            go, paths_closed, all_closed = merge_flags(self._pending.wait())
-            word = Control(cancel=not go, paths_closed=bool(paths_closed), all_closed=bool(all_closed))
-        nap, paths, everything = self.layout.kind == "nap", self.reporter.paths_done_at, self.reporter.all_done_at
-        self._own_done = nap and paths is not None and paths <= as_of
-        all_done = nap and everything is not None and everything <= as_of
-        flags = (int(not self._cancelled()), int(self._own_done), int(all_done))
+            go, paths_closed, all_closed, blocks = merge_flags(self._pending.wait())
+            word = Control(
+                cancel=not go, paths_closed=bool(paths_closed), all_closed=bool(all_closed), blocks_done=blocks
+            )
+        paths, everything = self.reporter.paths_done_at, self.reporter.all_done_at
+        self._own_done = paths is not None and paths <= as_of
+        all_done = everything is not None and everything <= as_of
+        blocks_done = self.reporter.blocks_done(as_of)
+        flags = (int(not self._cancelled()), int(self._own_done), int(all_done), blocks_done)
         self._pending = self._control_comm.start_flags(flags)
         return word
 
@@ -367,6 +303,7 @@ class _Run:
 
     def finish(self, *, cancelled: bool) -> Outcome:
         """The last report, and the totals."""
+        self._drop()
         if self._pending is not None:
             self._pending.wait()
         self.reporter.report(self.plan.schedule.steps, last=True)
@@ -387,7 +324,5 @@ class _Run:
 
     def _count_told_tokens(self) -> None:
         """The payload of token exchanges: 8 bytes for each own token that was told, fills too, once."""
-        path_slots = torch.tensor(self.resources.path_slots[self.rank], device=self.state.ids.device)
-        step_BS = self.state.step[:, path_slots]
-        told = int(((step_BS >= 0) & (step_BS < self._told_before)).sum())  # told before: 0 on one worker
-        self.wire.payload_bytes += told * TOKEN_BYTES
+        if self.wire.comm.world > 1:
+            self.wire.payload_bytes += int(self.resources.tokens.told) * TOKEN_BYTES

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nap_runtime.decoding.record import CanvasDelta, SyncEvent, deltas_between
-from nap_runtime.decoding.state import CanvasState
+from nap_runtime.decoding.state import CanvasState, Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class Reporter:
         on_report: takes each report; must not block. None: nobody listens, no deltas are built, and what is copied
             only tells when everything is done.
         begin: the step that comes first; what was committed before it is known already.
+        blocks: slots of the blocks of a canvas that is decoded block by block.
 
     On a GPU the copy of one control point is read at the next, when it has long arrived; on a CPU at once.
     """
@@ -51,12 +53,17 @@ class Reporter:
         path_slots: Sequence[int],
         on_report: Callable[[Report], None] | None,
         begin: int = 0,
+        blocks: Sequence[Sequence[int]] = (),
     ) -> None:
         self._state, self._worker, self._on_report = state, worker, on_report
         self._positions = np.array(slots, dtype=np.int64)
         self._positions_S = torch.from_numpy(self._positions).to(state.ids.device)
         self._is_path = np.isin(self._positions, list(path_slots))
+        self._in_block = [np.isin(self._positions, list(block)) for block in blocks]
         self._waiting: tuple[int, dict[str, Tensor], torch.cuda.Event | None] | None = None
+        self._provisional: list[tuple[int, npt.NDArray[np.int64], Tensor, Tensor]] = []
+        self._copied: list[tuple[int, npt.NDArray[np.int64]]] = []  # whose ids and scores are under way
+        self._blocks_done_at: list[int | None] = [None] * len(blocks)
         self._reported = self.step = begin
         self.paths_done_at: int | None = None  # the canvas step from which no own path slot is masked
         self.all_done_at: int | None = None  # the same for every slot the worker answers for
@@ -71,16 +78,30 @@ class Reporter:
         if last or not cuda:
             self._read()
 
+    def blocks_done(self, as_of: int) -> int:
+        """How many of the leftmost blocks were done on every canvas at a step that is reported."""
+        done = (at is not None and at <= as_of for at in self._blocks_done_at)
+        return sum(1 for _ in takewhile(bool, done))
+
+    def provisional(self, step: int, slots: Sequence[int], ids_BS: Tensor, scores_BS: Tensor) -> None:
+        """Report what some slots would get at a step, with the next report."""
+        if self._on_report is not None:
+            self._provisional.append((step, np.array(slots, dtype=np.int64), ids_BS, scores_BS.double()))
+
     def _copy(self, step: int, cuda: bool) -> tuple[int, dict[str, Tensor], torch.cuda.Event | None]:
         state, at = self._state, self._positions_S
         fields = {"step": state.step, "masked": state.masked}
         if self._on_report is not None:
             fields |= {"ids": state.ids, "kind": state.kind, "score": state.score}
+        sources = {name: tensor[:, at] for name, tensor in fields.items()}
+        for number, (_, _, ids, scores) in enumerate(self._provisional):
+            sources |= {f"ids {number}": ids, f"score {number}": scores}
+        self._copied = [(at_step, slots) for at_step, slots, _, _ in self._provisional]
+        self._provisional = []
         if not cuda:
-            return step, {name: tensor[:, at] for name, tensor in fields.items()}, None
+            return step, sources, None
         copies = {}
-        for name, tensor in fields.items():
-            source = tensor[:, at]
+        for name, source in sources.items():
             copies[name] = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
             copies[name].copy_(source, non_blocking=True)
         event = torch.cuda.Event()
@@ -98,6 +119,7 @@ class Reporter:
         masked = arrays["masked"]
         self.paths_done_at = _done_at(masked[:, self._is_path], arrays["step"][:, self._is_path])
         self.all_done_at = _done_at(masked, arrays["step"])
+        self._blocks_done_at = [_done_at(masked[:, here], arrays["step"][:, here]) for here in self._in_block]
         first, self._reported = self._reported, step
         if self._on_report is not None:
             deltas = tuple(self._deltas(arrays, canvas, first, step - 1) for canvas in range(len(masked)))
@@ -106,9 +128,21 @@ class Reporter:
     def _deltas(
         self, arrays: Mapping[str, npt.NDArray[Any]], canvas: int, first: int, last: int
     ) -> tuple[CanvasDelta, ...]:
-        """What one canvas committed at the steps first … last."""
+        """What one canvas committed at the steps first … last, and what it would have put into its summary."""
         mine = {name: array[canvas] for name, array in arrays.items()}
-        return tuple(deltas_between(mine, self._positions, worker=self._worker, first=first, last=last))
+        decided = deltas_between(mine, self._positions, worker=self._worker, first=first, last=last)
+        return (*decided, *self._would_be(mine))
+
+    def _would_be(self, mine: Mapping[str, npt.NDArray[Any]]) -> Iterator[CanvasDelta]:
+        for number, (step, slots) in enumerate(self._copied):
+            yield CanvasDelta(
+                step=step,
+                worker=self._worker,
+                kind=Kind.PROVISIONAL,
+                positions=slots,
+                ids=mine[f"ids {number}"],
+                log_confidence=mine[f"score {number}"],
+            )
 
 
 def _done_at(masked: npt.NDArray[np.bool_], steps: npt.NDArray[np.int64]) -> int | None:

@@ -13,29 +13,32 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nap_runtime.decoding.machine import Layerwise, Plan, Rows, rows_of
+from nap_runtime.decoding.machine import Layerwise, Plan, Rows, Step, rows_of
 from nap_runtime.decoding.state import CanvasState, Region
+from nap_runtime.distributed.consensus import ConsensusExchange
 from nap_runtime.distributed.exchange import CandidateExchange, KVExchange, LayerKeys, Partials, TokenExchange
 from nap_runtime.distributed.wire import Wire
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.transformer import Attend, KVStore
+from nap_runtime.policy import CONSENSUS_TOP
+from nap_runtime.worker.caches import ScatterAttention, block_slots, changed_rows
 
 
 @dataclass(frozen=True, slots=True)
 class ComputedRows:
-    """Rows of a step and what they see: `rows_R` int64 canvas positions, ascending."""
+    """Rows of a step and what they see: `rows` int64 canvas positions, [R] ascending, or [B, R] where they differ."""
 
-    rows_R: Tensor
+    rows: Tensor
     attend: Attend
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSlots:
-    """Slots and where their logits come from: `head_S` indexes the computed rows."""
+    """Slots and where their logits come from: `head` indexes the computed rows, [S], or [B, S] where they differ."""
 
     slots_S: Tensor
-    head_S: Tensor
+    head: Tensor
 
 
 class Resources:
@@ -55,10 +58,15 @@ class Resources:
         self._rank, self._workers = wire.comm.rank, range(wire.comm.world)
         self._device, self._shift = state.ids.device, int(model.shifted_logits)
         batch, positions = state.ids.shape
-        self._store = KVStore.allocate(model, batch=batch, positions=positions, dtype=dtype, device=self._device)
-        self._computed: dict[tuple[Rows, Layerwise], ComputedRows] = {}
-        self._scored: dict[tuple[Rows, tuple[int, ...]], ScoredSlots] = {}
-        self._candidates: dict[tuple[int, ...], CandidateExchange] = {}
+        self._views = 2 if plan.config.cfg else 1  # with guidance each canvas stands twice, later without its prompt
+        self._store = KVStore.allocate(
+            model, batch=self._views * batch, positions=positions, dtype=dtype, device=self._device
+        )
+        self._computed: dict[tuple[Rows, Layerwise, int | None], ComputedRows] = {}
+        self._scored: dict[tuple[Rows, int | None, tuple[int, ...]], ScoredSlots] = {}
+        self._candidates: dict[tuple[tuple[int, ...], int], CandidateExchange] = {}
+        self._consensus: ConsensusExchange | None = None
+        self._changed: Tensor | None = None  # the rows of the step, where each canvas has its own
 
     @cached_property
     def regions(self) -> list[Region]:
@@ -103,34 +111,97 @@ class Resources:
     @cached_property
     def tokens(self) -> TokenExchange:
         """The exchange of `tokens` and `gather`."""
-        return TokenExchange(self._wire, self.path_slots, self._state)
+        return TokenExchange(self._wire, self.path_slots, self._state, self._layout.mask_id)
 
-    def candidates(self, slots: tuple[int, ...]) -> CandidateExchange:
-        """The exchange of candidates for a region that several workers score."""
-        if slots not in self._candidates:
+    @cached_property
+    def own_summary_slots(self) -> tuple[int, ...]:
+        """Summary slots that this worker answers for."""
+        summary = self._layout.summary
+        return () if summary is None else tuple(s for s in self.partition[self._rank] if s in summary.slots)
+
+    def candidates(self, slots: tuple[int, ...], values: int) -> CandidateExchange:
+        """The exchange of candidates, of so many values each, for a region that several workers score."""
+        if (slots, values) not in self._candidates:
             wanted = set(slots)
             shares = [[slot for slot in share if slot in wanted] for share in self.partition]
+            self._candidates[slots, values] = CandidateExchange(
+                self._wire, shares, slots, values=values, batch=len(self._state.ids), device=self._device
+            )
+        return self._candidates[slots, values]
+
+    def consensus(self, slots: int, vocabulary: int) -> ConsensusExchange:
+        """The exchange of opinions about the summary."""
+        if self._consensus is None:
+            top = min(self._plan.config.sync.top or CONSENSUS_TOP, vocabulary)
             batch = len(self._state.ids)
-            self._candidates[slots] = CandidateExchange(self._wire, shares, slots, batch, self._device)
-        return self._candidates[slots]
+            self._consensus = ConsensusExchange(self._wire, batch=batch, slots=slots, top=top, device=self._device)
+        return self._consensus
 
-    def scored(self, rows: Rows, slots: tuple[int, ...]) -> ScoredSlots:
-        """Where the logits of `slots` come from when `rows` are computed."""
-        if (rows, slots) not in self._scored:
-            place = {row: index for index, row in enumerate(self._rows(rows, self._rank))}
+    def slots_of(self, block: int) -> tuple[int, ...]:
+        """Slots of a block of a cached canvas."""
+        slots = self._layout.slots
+        return tuple(slots[at] for at in block_slots(len(slots), self._plan.config, block))
+
+    def block(self, block: int) -> Region:
+        """The same as a region."""
+        return Region(self._tensor(self.slots_of(block)), self.all_slots.end_ids_E)
+
+    def scored(self, step: Step, slots: tuple[int, ...]) -> ScoredSlots:
+        """Where the logits of `slots` come from in a step."""
+        key = step.rows, step.block, slots
+        if step.rows is Rows.CHANGED:
+            return ScoredSlots(self._tensor(slots), self._places(self._tensor(slots) - self._shift))
+        if key not in self._scored:
+            place = {row: index for index, row in enumerate(self._rows(step.rows, self._rank, step.block))}
             head = [place[slot - self._shift] for slot in slots]
-            self._scored[rows, slots] = ScoredSlots(self._tensor(slots), self._tensor(head))
-        return self._scored[rows, slots]
+            self._scored[key] = ScoredSlots(self._tensor(slots), self._tensor(head))
+        return self._scored[key]
 
-    def computed(self, rows: Rows, layerwise: Layerwise) -> ComputedRows:
+    def _places(self, rows_S: Tensor) -> Tensor:
+        """Where rows stand among those of this step, on each canvas; 0 for a row that is not among them. [B, S]."""
+        assert self._changed is not None
+        batch, computed = self._changed.shape
+        place_BN = self._changed.new_zeros((batch, self._layout.size))
+        order_BR = torch.arange(computed, device=self._device).expand(batch, -1)
+        return place_BN.scatter(1, self._changed, order_BR)[:, rows_S]
+
+    def computed(self, step: Step) -> ComputedRows:
         """The rows of a step with their attention."""
-        if (rows, layerwise) not in self._computed:
-            mine = self._rows(rows, self._rank)
-            self._computed[rows, layerwise] = ComputedRows(self._tensor(mine), self._attend(rows, layerwise, mine))
-        return self._computed[rows, layerwise]
+        if step.rows is Rows.CHANGED:
+            return self._changed_rows(step.step)
+        key = step.rows, step.layerwise, step.block
+        if key not in self._computed:
+            mine = self._rows(step.rows, self._rank, step.block)
+            self._computed[key] = ComputedRows(self._tensor(mine), self._attend(step.rows, step.layerwise, mine))
+        return self._computed[key]
 
-    def _rows(self, rows: Rows, worker: int) -> tuple[int, ...]:
-        return rows_of(rows, self._layout, self._assignment, worker)
+    def _changed_rows(self, step: int) -> ComputedRows:
+        self._changed = changed_rows(self._state, self._plan.schedule, step, shift=self._shift)
+        rows_BR = self._changed.repeat(self._views, 1)
+        mask_NN = self._mask(range(self._layout.size))
+        mask_B1RN = None if mask_NN is None else mask_NN[rows_BR].unsqueeze(1)
+        return ComputedRows(rows_BR, ScatterAttention(self._store, rows_BR, mask_B1RN))
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Ids of the rows, [B, R]; with guidance [2B, R], later once more with a masked prompt."""
+        ids_BN = self._state.ids
+        if self._views == 2:
+            without_BN = ids_BN.clone()
+            without_BN[:, : self._layout.prompt_tokens] = self._layout.mask_id
+            ids_BN = torch.cat([ids_BN, without_BN])
+        return ids_BN[:, rows] if rows.dim() == 1 else ids_BN.gather(1, rows)
+
+    @property
+    def views(self) -> int:
+        """How often each canvas goes through the network."""
+        return self._views
+
+    def _rows(self, rows: Rows, worker: int, block: int | None = None) -> tuple[int, ...]:
+        if block is None or rows is Rows.ALL:
+            return rows_of(rows, self._layout, self._assignment, worker)
+        slots = self.slots_of(block)
+        last = slots[-1] + 1 if rows is Rows.BLOCK else self._layout.size
+        return tuple(range(slots[0] - self._shift, last))
 
     def _attend(self, rows: Rows, layerwise: Layerwise, mine: tuple[int, ...]) -> Attend:
         if layerwise is Layerwise.NOTHING:

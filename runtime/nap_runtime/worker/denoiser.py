@@ -1,0 +1,24 @@
+"""The network, as workers see it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from nap_runtime.models.config import ModelConfig
+from nap_runtime.models.transformer import Attend
+
+
+class Denoiser(Protocol):
+    """The network: hidden states of any canvas rows, and logits of hidden states."""
+
+    config: ModelConfig
+
+    def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [B, R, D] of the rows at canvas positions `rows_R`; [B, R] where canvases differ (`dkv`)."""
+        ...
+
+    def logits(self, hidden_BRD: Tensor) -> Tensor:
+        """Scores over the vocabulary, [B, R, V]."""
+        ...
