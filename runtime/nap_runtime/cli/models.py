@@ -1,4 +1,4 @@
-"""`nap model info | make | export | convert`."""
+"""`nap model info | make | export | convert | tags`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ Make a model of ours from a causal language model, to be adapted to masked diffu
 SOURCE is a Hugging Face folder (Llama or Qwen2 architecture, safetensors) or a GGUF file. The vocabulary gets the
 mask and NAP's tags; until it is adapted, the model predicts the next token only.
 """
+_TAGS = """\
+Add NAP's tags to a LLaDA or Dream checkpoint, so that it can be trained on NAP data.
+
+SOURCE is the checkpoint's folder. The tags take rows that no token uses yet; weights without tags are hard links.
+"""
 _DEFAULT_DTYPE = "bfloat16"
 
 
@@ -51,6 +56,9 @@ def register(root: Parser) -> None:
     convert.add_argument("--shifted", action="store_true", help="row i - 1 predicts position i (default: row i)")
     convert.add_argument("--max-positions", type=positive, metavar="N", help="context of the model (default: 1024)")
     _add_dtype(convert, f"precision to store (default: {_DEFAULT_DTYPE})")
+    tags = group.command("tags", _TAGS, _tags)
+    tags.add_argument("source", type=Path, metavar="SOURCE")
+    tags.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)")
 
 
 def _add_dtype(parser: Parser, text: str) -> None:
@@ -125,4 +133,14 @@ def _convert(args: argparse.Namespace) -> int:
     print(
         f"vocabulary {note.vocabulary[0]} -> {note.vocabulary[1]}, {len(note.added)} new tokens, mask {config.mask_id}"
     )
+    return 0
+
+
+def _tags(args: argparse.Namespace) -> int:
+    from nap_trainer.adapt.tags import add_tags
+
+    config, note = add_tags(args.source, args.out)
+    ids = f"ids {min(note.added.values())} to {max(note.added.values())}"
+    rows = f"{note.rows[0]} rows" if note.rows[0] == note.rows[1] else f"{note.rows[0]} -> {note.rows[1]} rows"
+    print(f"{args.out}: {config.family}, {len(note.added)} tags as {ids}, {rows} of the vocabulary")
     return 0

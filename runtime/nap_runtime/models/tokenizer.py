@@ -123,6 +123,11 @@ class PretrainedTokenizer:
         self._inner = _load_pretrained(path)
         self._mask_id: int | None = self._inner.mask_token_id if mask_id is None else mask_id
 
+    @property
+    def inner(self) -> Any:
+        """The transformers tokenizer itself."""
+        return self._inner
+
     def __len__(self) -> int:
         """Ids of the vocabulary, added tokens included."""
         return len(self._inner)

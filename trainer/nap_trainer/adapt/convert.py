@@ -97,7 +97,7 @@ def convert(
     with staged_folder(out) as staged:
         parts = checkpoint_parts(config)
         write_weights(staged, parts, _provider(read, config, added), dtype=dtype, max_shard_bytes=max_shard_bytes)
-        _save_tokenizer(read.tokenizer, staged)
+        save_tokenizer(read.tokenizer, staged)
         (staged / NOTE).write_text(json.dumps(asdict(note), indent=2) + "\n", encoding="utf-8")
         config.to_json(staged)
     return config, note
@@ -180,7 +180,7 @@ def _tensor(source: Source, name: str) -> Tensor:
     return source.tensors[name].float()
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save it so that every transformers 5 loads it as a plain fast tokenizer."""
     tokenizer.save_pretrained(str(folder))
     file = folder / "tokenizer_config.json"

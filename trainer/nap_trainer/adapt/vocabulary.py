@@ -65,8 +65,13 @@ def extended(old_VD: Tensor, size: int, added: Mapping[str, int]) -> Tensor:
     rows_VD = mean_D.expand(size, -1).clone()
     rows_VD[: len(old_VD)] = old_VD
     for token, at in added.items():
-        rows_VD[at] = mean_D + SPREAD * std_D * _noise(token, old_VD.shape[1])
+        rows_VD[at] = fresh_row(token, mean_D, std_D)
     return rows_VD
+
+
+def fresh_row(token: str, mean_D: Tensor, std_D: Tensor) -> Tensor:
+    """Where a new token's row begins, given mean and standard deviation of the old rows; see `extended`. Shape [D]."""
+    return mean_D + SPREAD * std_D * _noise(token, len(mean_D))
 
 
 def _noise(token: str, width: int) -> Tensor:

@@ -67,7 +67,7 @@ class Marks:
         bare = [f"<think {j}>" for j in range(1, paths + 1)] + ["<summary>"]
         for tag in (*bare, *(f"</{tag[1:]}" for tag in bare)):
             if tokenizer.token_id(tag) is None:
-                mend = "add NAP's tags with `nap model convert`, or train with `format: text`"
+                mend = "add NAP's tags with `nap model tags`, or train with `format: text`"
                 raise ModelError(f"{card.path}: its tokenizer lacks {tag!r}; {mend}")
         newline = () if card.config.family == "nap" else tuple(tokenizer.encode("\n"))
         tags = tuple(closer[0] for closer in closers)
