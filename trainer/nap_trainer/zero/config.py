@@ -157,9 +157,9 @@ def _bf16(zero: ZeroConfig) -> dict[str, Any]:
         "immediate_grad_update": False,
         "bf16_master_weights_and_grads": False,
         "bf16_optimizer_states": False,
-        # On by default since 0.17: a step with a non-finite gradient was skipped in silence, in one precision only.
-        # Here no precision skips; the loop sees the norm that `step` returns.
-        "check_grad_overflow": False,
+        # Off before 0.17. Stages 1 to 3 skip a step whose gradient is not finite, in float32 whatever this says;
+        # so does bfloat16 then, and `step` returns inf.
+        "check_grad_overflow": True,
     }
 
 

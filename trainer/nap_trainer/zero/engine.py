@@ -100,8 +100,8 @@ class ZeroEngine:
     def step(self) -> Tensor | float:
         """Clip, step, forget the gradients; returns the global gradient norm before clipping.
 
-        Mostly a tensor on the device, so that nothing waits for it. A norm that is not finite means that the weights
-        are lost: go back to a checkpoint.
+        Mostly a tensor on the device, so that nothing waits for it. Where the norm is not finite, stages 1 to 3 have
+        skipped the step and return inf; stage 0 has taken it, and its weights are lost: go back to a checkpoint.
         """
         assert self._micro_step == self.accumulation, f"{self._micro_step} of {self.accumulation} backward calls"
         self._micro_step = 0
