@@ -1,24 +1,55 @@
-r"""Answers: read out of a text, brought into one form, compared.
+r"""Answers: read out of a text, and compared.
 
-A summary's answer is its last `\boxed{…}` alone (`extract_boxed`). In worked solutions of any origin `find_answer` also
-takes what follows the last `####`, the number after the last "answer is", the last number.
+A summary's answer is its last `\boxed{…}` alone (`extract_boxed`). In texts of any origin `read_answer` takes the first
+of these that is there: the last closed box; what follows the last `####`; the last `<answer>…</answer>`; the last
+"answer is …"; the last `[[…]]`, or brackets that end the text; the last number. The same text always gives the same
+answer. `answer_forms` says when two answers are one.
 """
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+from dataclasses import dataclass
+from typing import Literal
 
-_BOX = re.compile(r"\\boxed\s*\{")
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+from nap_runtime.metrics.answer_forms import canonical, same_answer
+
+__all__ = ["Found", "canonical", "extract_boxed", "find_answer", "find_choice", "read_answer", "same_answer"]
+
+Source = Literal["boxed", "mark", "tag", "stated", "brackets", "number"]
+
+_BOX = re.compile(r"\\f?boxed\s*\{")
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _NUMBER = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
-_IN_TEXT = re.compile(rf"(?<![\w.,])-?\$?{_NUMBER}(?:/\d+)?|(?<=[-+*/=×])\$?{_NUMBER}")
-_STATED = re.compile(rf"answer(?:\s+is|\s*:|\s*=)[\s*:$\\(]*(-?\$?{_NUMBER}(?:/\d+)?)", re.IGNORECASE)
+_IN_TEXT = re.compile(rf"(?<![\w.,])[-−]?[$€£]?{_NUMBER}(?:/\d+)?%?|(?<=[-+*/=×])[$€£]?{_NUMBER}")
 _MARK = "####"
-_FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
-_MARKUP = re.compile(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}|\\[!,;: ]|\\(?=[$%])|[$%]|\\(?:left|right)\b")
-_VALUE = re.compile(rf"(?:[a-z]\s*=\s*)?(-?{_NUMBER})(?:/(\d+))?(?:\s+[a-z][a-z ./-]*)?")
-_LONGEST = 200
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_STATED = re.compile(
+    r"\b(?:answer|result)(?:\s+(?:to\s+[^.:=\n]{1,60}\s)?(?:is|are|was)(?![a-z])|\**\s*[:=])\**\s*:?", re.IGNORECASE
+)
+_MATH = re.compile(r"\$\$?([^$\n]+?)\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_LATEX = re.compile(r"[\\^_={}()a-zA-Z+*/]")
+_LED = re.compile(
+    rf"[\s*:_]*(?:(?:therefore|thus|then|simply|just|about|approximately|a|an|the|option|choice)\s+)*"
+    rf"([-−]?[$€£]?\s?{_NUMBER}(?:\s+\d+/\d+|/\d+)?%?(?![\w^\\]|\s*[*+]))",
+    re.IGNORECASE,
+)
+_FRACTION = re.compile(r"[\s*:]*(-?\d*\s*\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d))")
+_LETTER = re.compile(r"[\s*:]*(?:(?:option|choice|letter)\s+)?\(?([A-J])\)?(?![\w'’])")
+_NONE = re.compile(
+    r"[\s*:]*(?:none\b|not?\s+(?:answer|enough)|n/?a\b|unknown|cannot|can't|unclear|i don)", re.IGNORECASE
+)
+_DOUBLE = re.compile(r"\[\[([^\[\]]+)\]\]")
+_ENDING = re.compile(r"\[([^\[\]]+)\][\s.*]*$")
+_SENTENCE = re.compile(r"(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s+[A-Z]|\s*$)|\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer as it stands in a text, and by which form it was found."""
+
+    text: str
+    source: Source
 
 
 def extract_boxed(text: str) -> str | None:
@@ -48,35 +79,81 @@ def _until_closed(text: str, start: int) -> str | None:
 
 def find_answer(text: str) -> str | None:
     """The answer a worked solution ends with; None where it states none."""
+    found = read_answer(text)
+    return None if found is None else found.text
+
+
+def read_answer(text: str) -> Found | None:
+    """The answer a text states, and in which form; None where it states none, or says that there is none."""
+    found = _read(text)
+    return None if found is None or not canonical(found.text) else found
+
+
+def _read(text: str) -> Found | None:
     boxed = extract_boxed(text)
     if boxed is not None:
-        return boxed
-    if _MARK in text:
-        lines = text.rpartition(_MARK)[2].strip().splitlines()
-        if lines:
-            return lines[0].strip()
-    stated = _STATED.findall(text)
-    found = stated or _IN_TEXT.findall(text)
-    return str(found[-1]).replace("$", "") if found else None
+        return Found(boxed, "boxed")
+    lines = text.rpartition(_MARK)[2].strip().splitlines() if _MARK in text else []
+    if lines:
+        return Found(_tidy(lines[0]), "mark")
+    tagged = [held.strip() for held in _TAG.findall(text) if held.strip()]
+    if tagged:
+        return Found(find_answer(tagged[-1]) or tagged[-1], "tag")
+    for match in reversed(list(_STATED.finditer(text))):
+        if _NONE.match(text, match.end()):
+            return None
+        if stated := _stated(text[match.end() :]):
+            return Found(stated, "stated")
+    return _loose(text)
 
 
-def same_answer(one: str | None, other: str | None) -> bool:
-    """Whether two answers are one: equal numbers (1,000 = 1000.0 = $1000), or equal texts; None is no answer."""
-    if one is None or other is None:
-        return False
-    return canonical(one) == canonical(other)
+def _loose(text: str) -> Found | None:
+    held = _DOUBLE.findall(text) or _ENDING.findall(text)
+    if held:
+        return Found(_tidy(held[-1]), "brackets")
+    numbers = _IN_TEXT.findall(text)
+    return Found(_tidy(numbers[-1]), "number") if numbers else None
 
 
-def canonical(answer: str) -> str:
-    """One spelling of an answer: a number as a fraction in lowest terms, other texts without case, spaces, markup."""
-    plain = _MARKUP.sub(lambda match: match[1] or "", _FRACTION.sub(r"\1\2/\3", answer)).strip().rstrip(".").casefold()
-    number = _value(plain.strip())
-    return str(number) if number is not None else "".join(plain.split())
+def _stated(rest: str) -> str | None:
+    """What follows "answer is": mathematics between dollars, a number, a fraction, a bracket, a letter."""
+    end = _SENTENCE.search(rest.lstrip())
+    sentence = rest.lstrip()[: end.start()] if end else rest.lstrip()
+    math = _MATH.search(sentence)
+    if math and (held := next(filter(None, math.groups()), "").strip()) and _is_math(held):
+        return held
+    for pattern in (_FRACTION, _LED):
+        if match := pattern.match(sentence):
+            return _tidy(match[1])
+    if match := re.match(r"[\s*:]*(\[+|\()([^\[\]()]+)(\]+|\))", sentence):
+        return match[2].strip() if len(match[2]) == 1 or match[1] != "(" else match[0].strip(" *:")
+    if match := _LETTER.match(sentence):
+        return match[1]
+    numbers = _IN_TEXT.findall(sentence)
+    return _tidy(numbers[0]) if numbers else None
 
 
-def _value(text: str) -> Fraction | None:
-    found = _VALUE.fullmatch(text) if len(text) <= _LONGEST else None
-    if found is None:
-        return None
-    below = int(found[2] or 1)
-    return Fraction(found[1].replace(",", "")) / below if below else None
+def _is_math(held: str) -> bool:
+    """Whether what stands between two dollars is mathematics, and not the words between two prices."""
+    return bool(re.fullmatch(_NUMBER, held) or _LATEX.search(held)) and not re.search(r"[a-z]{2,} [a-z]{2,}", held)
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r"^([-−]?)[$€£]\s?", r"\1", text.strip().strip("*").strip()).rstrip(".")
+
+
+def find_choice(text: str, letters: str = "ABCD") -> str | None:
+    """The letter of a multiple-choice answer, in upper case; None where the text chooses none.
+
+    What `read_answer` finds counts where it begins with one letter ("(C) 42", "C."); else the last letter that stands
+    alone in brackets.
+    """
+    found = read_answer(text)
+    if found is not None:
+        plain = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", found.text).strip(" $*")
+        if match := re.match(rf"\(?([{letters}{letters.lower()}])(?![\w'’])", plain):
+            return match[1].upper()
+        if found.source in ("boxed", "mark", "tag"):
+            return None
+    alone = re.findall(rf"\(([{letters}])\)", text) or re.findall(rf"(?:^|\n)\s*([{letters}])[.):]?\s*$", text)
+    return alone[-1] if alone else None
