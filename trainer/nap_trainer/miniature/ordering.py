@@ -5,10 +5,10 @@ Shapes: n canvases, S slots, F figures, Q time bins.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from multiprocessing.pool import Pool
 
 import numpy as np
 
@@ -67,16 +67,13 @@ class Planned:
         )
 
 
-def arness(decoded: Decoded, planned: Planned, *, processes: int = 1) -> Array:
+def arness(decoded: Decoded, planned: Planned, pool: Pool | None = None) -> Array:
     """The figures of every canvas whose order is kept; NaN where one is undefined. float32 [n, F]."""
     n = len(decoded.step_mS)
     arrays = (decoded.ids_nS[:n], decoded.step_mS, decoded.committed_mS)
     chunks = [tuple(array[at : at + _CHUNK] for array in arrays) for at in range(0, n, _CHUNK)]
-    if processes <= 1 or len(chunks) == 1:
-        parts = [_figures(chunk, planned) for chunk in chunks]
-    else:
-        with multiprocessing.get_context("spawn").Pool(min(processes, len(chunks))) as pool:
-            parts = pool.starmap(_figures, zip(chunks, repeat(planned)), chunksize=1)
+    work = zip(chunks, repeat(planned))
+    parts = [_figures(*job) for job in work] if pool is None else pool.starmap(_figures, work, chunksize=1)
     return np.concatenate(parts) if parts else np.zeros((0, len(FIGURES)), np.float32)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Self
 
@@ -68,14 +70,22 @@ class Record:
 
 
 class Grader:
-    """Makes records of a run's decodes, and keeps them.
+    """Makes records of a run's decodes, and keeps them. Close it to stop its processes.
 
     Args:
-        processes: that compute ARness.
+        processes: that compute ARness; they are started when the first decode has to be graded.
     """
 
-    def __init__(self, driver: Driver, *, processes: int) -> None:
+    def __init__(self, driver: Driver, *, processes: int = 1) -> None:
         self._driver, self._processes = driver, processes
+        self._pool: Pool | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
 
     def record(self, unit: Decode) -> Record | None:
         """The record of a unit: the stored one, else made now; None where it has not run."""
@@ -104,9 +114,14 @@ class Grader:
             vote_right_n=answers.vote_n == gold_n,
             path_right_nm=answers.path_nm == gold_n[:, None],
             depth_n=problems.depth_n.astype(np.uint8),
-            arness_kF=ordering.arness(ordered, planned, processes=self._processes),
+            arness_kF=ordering.arness(ordered, planned, self._workers()),
             heat_SQ=ordering.heat(ordered),
         )
+
+    def _workers(self) -> Pool | None:
+        if self._pool is None and self._processes > 1:
+            self._pool = get_context("spawn").Pool(self._processes)
+        return self._pool
 
     def _ordered(self, unit: Decode) -> int:
         """ARness costs milliseconds a canvas: later seeds are scored on a quarter of the problems."""

@@ -26,7 +26,7 @@ def render(driver: Driver, out: Path, *, processes: int = 0) -> Results:
 def _page(results: Results, pictures: list[str]) -> Iterator[str]:
     yield "# The paper's result in miniature"
     yield ""
-    yield "Rendered from stored arrays by `python -m nap_trainer.miniature report`; nothing on this page is typed in."
+    yield "Rendered from stored arrays by `python -m nap_trainer.miniature report`: only the paper's figures are typed."
     yield "What is compared and why stands in [study-plan.md](study-plan.md), which was written first."
     yield ""
     yield from _setting(results)
@@ -76,6 +76,10 @@ def _disagreements(results: Results) -> Iterator[str]:
     yield ""
 
 
+def _a_step(number: int) -> str:
+    return f"{number} token{'s' * (number > 1)} a step"
+
+
 def _bold(verdict: str) -> str:
     return verdict if verdict == AGREES else f"**{verdict}**"
 
@@ -94,8 +98,9 @@ def _paper_tables(results: Results, pictures: list[str]) -> Iterator[str]:
     few, *_ = sorted(results.study.order_per_step)
     yield "## Table 1: ARness by decoding rule"
     yield ""
-    yield f"{few} token a step; canvas over content slots, and per path. The paper: arbitrary order 0.73 (LLaDA) and"
-    yield "0.92 (Dream), block-wise Fast-dLLM 0.87 and 0.94, random near 0."
+    yield f"{_a_step(few)}, first seed; canvas over content slots with its interval, then the mean per path (a free"
+    yield "region is one path). The paper: arbitrary order 0.73 (LLaDA) and 0.92 (Dream), Fast-dLLM 0.87 and 0.94,"
+    yield "random near 0. Rules are named as in the plan; `e0` commits end-of-text last, `e1` leaves it unweighted."
     yield ""
     yield from tables.arness_by_rule(results, few)
     yield ""
@@ -145,14 +150,14 @@ def _beyond(results: Results, pictures: list[str]) -> Iterator[str]:
     yield "## Paths, votes, summary"
     yield ""
     for per_step in (k for k in (1, 4) if k in results.numbers):
-        yield f"{per_step} token{'s' * (per_step > 1)} a step, test problems, means over seeds. Exploratory."
+        yield f"{_a_step(per_step)}, test problems, means over seeds. Exploratory."
         yield ""
         yield from tables.paths_and_votes(results, per_step)
         yield ""
     yield "## By depth"
     yield ""
     for per_step in (k for k in (1, 4) if k in results.numbers):
-        yield f"{per_step} token{'s' * (per_step > 1)} a step, seeds pooled. Exploratory."
+        yield f"{_a_step(per_step)}, seeds pooled. Exploratory."
         yield ""
         yield from tables.by_depth(results, per_step)
         yield ""
@@ -162,7 +167,7 @@ def _beyond(results: Results, pictures: list[str]) -> Iterator[str]:
     yield "Order settings, first seed. Layout null: every path strictly left to right on the schedule as it went."
     for number in sorted(results.study.order_per_step):
         yield ""
-        yield f"{number} token{'s' * (number > 1)} a step:"
+        yield f"{_a_step(number)}:"
         yield ""
         yield from tables.every_reading(results, number)
     yield ""
@@ -185,6 +190,13 @@ def _costs(results: Results) -> Iterator[str]:
     yield "makes the page, also from the per-problem records in `benchmarks/results/miniature`."
     yield ""
     yield from tables.commands(results)
+    yield ""
+    yield "## Decodes behind this page"
+    yield ""
+    yield "Each is `graded/NAME.npz` among the per-problem records: stage, arm and seed (@ another arm's canvas),"
+    yield "rule, e and the weight of end-of-text, k and the tokens a step."
+    yield ""
+    yield from (f"- `{name}` (n {count:,})" for name, count in results.names.items())
     yield ""
     yield "## Missing"
     yield ""

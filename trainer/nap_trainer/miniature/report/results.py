@@ -25,8 +25,9 @@ class Results:
     """A run's records.
 
     Attributes:
-        tests, orders: records of the decodes that have run; `names` the unit of each, by record.
-        wanted: how many decodes the study asks for, and how many of them have run.
+        tests, orders: records of the decodes that have run.
+        names: their units, with the number of problems of each.
+        missing: trainings, searches and decodes that the study asks for and that have not run.
     """
 
     study: Study
@@ -39,22 +40,25 @@ class Results:
     @classmethod
     def collect(cls, driver: Driver, *, processes: int) -> Results:
         """Grade what has not been graded, and load everything."""
-        grader, study = Grader(driver, processes=processes), driver.study
+        study, store = driver.study, driver.store
         tests: dict[TestKey, Record] = {}
         orders: dict[OrderKey, Record] = {}
         names: dict[str, int] = {}
-        missing = [f"training {model.name}" for model in study.models() if not driver.store.trained(model)]
-        for unit in [*chosen_tests(study, driver.store), *study.orders()]:
-            record = grader.record(unit)
-            if record is None:
-                missing.append(unit.name)
-                continue
-            driver.say(f"graded {unit.name}")
-            names[unit.name] = len(record)
-            if unit.stage == "test":
-                tests[unit.model.arm, unit.model.seed, unit.setting.per_step] = record
-            else:
-                orders[unit.model.arm, unit.canvas, unit.setting.method, unit.setting.per_step] = record
+        missing = [f"training {model.name}" for model in study.models() if not store.trained(model)]
+        searched = store.choices()
+        wanted = [(arm, per_step) for per_step in study.per_step for arm in study.seeds]
+        missing += [f"search {arm}, {k} a step (and its tests)" for arm, k in wanted if (arm, k) not in searched]
+        with Grader(driver, processes=processes) as grader:
+            for unit in [*chosen_tests(study, store), *study.orders()]:
+                record = grader.record(unit)
+                if record is None:
+                    missing.append(unit.name)
+                    continue
+                names[unit.name] = len(record)
+                if unit.stage == "test":
+                    tests[unit.model.arm, unit.model.seed, unit.setting.per_step] = record
+                else:
+                    orders[unit.model.arm, unit.canvas, unit.setting.method, unit.setting.per_step] = record
         return cls(study=study, store=driver.store, tests=tests, orders=orders, names=names, missing=tuple(missing))
 
     @property
