@@ -17,7 +17,7 @@ import yaml
 from nap_runtime.errors import UsageError
 from nap_trainer.miniature.cli import main
 from nap_trainer.miniature.decoding import Decoded
-from nap_trainer.miniature.driver import Deadline, Driver
+from nap_trainer.miniature.driver import Deadline, Driver, Machine
 from nap_trainer.miniature.problems import Problems
 from nap_trainer.miniature.schedule import Schedule, chosen_tests
 from nap_trainer.miniature.seam import source_of
@@ -146,6 +146,17 @@ def test_search_chooses_by_development_accuracy(tmp_path: Path, fake_trainer: Pa
     best = max(searches, key=lambda unit: told[unit.name])
     assert driver.store.choices()["nap", 4] == best.setting
     assert [unit.setting for unit in ran if unit.stage == "test" and unit.setting.per_step == 4] == [best.setting]
+
+
+def test_arms_can_be_decoded_apart(tmp_path: Path, fake_trainer: Path) -> None:
+    """Two processes with different arms share nothing but the folder, and together they do all of it."""
+    driver = driver_of(tmp_path / "run")
+    driver.train(Deadline())
+    machine = Machine()
+    assert driver.decode(Deadline(), machine, {"cot"})
+    assert {arm for arm, _ in driver.store.choices()} == {"cot"}
+    assert driver.decode(Deadline(), machine, {"nap", "cot-clamped"})
+    assert list(Schedule(driver.study, driver.store, driver.score).units()) == []
 
 
 def test_test_units_wait_for_their_search(tmp_path: Path, fake_trainer: Path) -> None:

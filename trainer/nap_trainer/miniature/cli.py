@@ -42,7 +42,10 @@ def parser() -> argparse.ArgumentParser:
     train = verbs.add_parser("train", parents=[common, timed])
     train.add_argument("--only", action="append", metavar="ARM:SEED", help="this training only; repeatable")
     train.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings side by side (default 1)")
-    verbs.add_parser("decode", parents=[common, timed, decodes])
+    decode = verbs.add_parser("decode", parents=[common, timed, decodes])
+    decode.add_argument(
+        "--arms", nargs="+", metavar="ARM", help="these arms only: several processes can share a device"
+    )
     probe = verbs.add_parser("probe", parents=[common, decodes])
     probe.add_argument("--model", default="cot-clamped:0", metavar="ARM:SEED", help="default: cot-clamped:0")
     probe.add_argument("--setting", default="pf-e0-k1", help="default: pf-e0-k1")
@@ -114,10 +117,12 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _decode(args: argparse.Namespace) -> int:
+    from nap_trainer.miniature.arms import arm_of
     from nap_trainer.miniature.driver import Deadline
 
     deadline, driver = Deadline(args.deadline), _driver(args)
-    done = driver.decode(deadline, _machine(args))
+    arms = None if args.arms is None else {arm_of(arm).name for arm in args.arms}
+    done = driver.decode(deadline, _machine(args), arms)
     print("decode: nothing left that can run" if done else "decode: stopped at the deadline")
     return 0 if done else 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -151,10 +151,10 @@ class Driver:
 
     # -- decoding ---------------------------------------------------------------------------------------------------
 
-    def decode(self, deadline: Deadline, machine: Machine) -> bool:
-        """Decode what is missing, most wanted first; True when nothing that can run is left."""
+    def decode(self, deadline: Deadline, machine: Machine, arms: Collection[str] | None = None) -> bool:
+        """Decode what is missing, of all or some arms, most wanted first; True when nothing that can run is left."""
         runner = _Runner(self, machine)
-        for unit in Schedule(self.study, self.store, self.score).units():
+        for unit in Schedule(self.study, self.store, self.score, arms).units():
             if not deadline.allows(self._decode_seconds(unit)):
                 return False
             runner.run(unit)

@@ -6,7 +6,7 @@ settings come after the first two numbers, the remaining numbers last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from nap_trainer.miniature.decoding import Setting
 from nap_trainer.miniature.store import Store
@@ -21,26 +21,27 @@ class Schedule:
 
     Args:
         score: accuracy of a development decode that is on disk.
+        arms: the weights to decode with (None: all), so that several processes can share a study.
 
     A yielded unit must be on disk when the next is asked for; units of models that are not trained are left out.
     """
 
-    def __init__(self, study: Study, store: Store, score: Score) -> None:
+    def __init__(self, study: Study, store: Store, score: Score, arms: Collection[str] | None = None) -> None:
         self._study, self._store, self._score = study, store, score
+        self._arms = [arm for arm in study.seeds if arms is None or arm in arms]
 
     def units(self) -> Iterator[Decode]:
         """Everything that can run now, by worth."""
         per_step = self._study.per_step
         for number in per_step[:_BEFORE_ORDERS]:
             yield from self._number(number)
-        yield from self._open(self._study.orders())
+        yield from self._open(unit for unit in self._study.orders() if unit.model.arm in self._arms)
         for number in per_step[_BEFORE_ORDERS:]:
             yield from self._number(number)
 
     def _number(self, per_step: int) -> Iterator[Decode]:
-        arms = list(self._study.seeds)
-        twins = [arm for arm in arms if arm in TWINS]
-        for group in (twins, [arm for arm in arms if arm not in TWINS]):
+        twins = [arm for arm in self._arms if arm in TWINS]
+        for group in (twins, [arm for arm in self._arms if arm not in TWINS]):
             for arm in group:
                 yield from self._search(arm, per_step)
             yield from self._open(self._tests(group, per_step))

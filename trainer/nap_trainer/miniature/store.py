@@ -27,7 +27,7 @@ from nap_trainer.miniature.decoding import Decoded, Setting
 from nap_trainer.miniature.problems import Problems, Split
 from nap_trainer.miniature.study import Decode, Model, Study
 
-_SMALL = ("study.yaml", "choices.json", "ledger.jsonl", "data/dev.npz", "data/test.npz")
+_SMALL = ("study.yaml", "choices/*.json", "ledger.jsonl", "data/dev.npz", "data/test.npz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,27 +107,20 @@ class Store:
 
     # -- choices and costs ------------------------------------------------------------------------------------------
 
-    @property
-    def choices_file(self) -> Path:
-        """What the search chose."""
-        return self.root / "choices.json"
+    def choice_rows(self) -> list[dict[str, Any]]:
+        """What every search that has ended chose, with the accuracies that led to it."""
+        files = sorted((self.root / "choices").glob("*.json"))
+        return [dict(json.loads(file.read_text("utf-8"))) for file in files]
 
     def choices(self) -> dict[tuple[str, int], Setting]:
-        """(arm, tokens a step) → the chosen setting, of every search that has ended."""
-        if not self.choices_file.exists():
-            return {}
-        rows = json.loads(self.choices_file.read_text("utf-8"))
-        return {(row["arm"], row["per_step"]): Setting.parse(row["setting"]) for row in rows}
-
-    def choice_rows(self) -> list[dict[str, Any]]:
-        """The same with the accuracies that led to them."""
-        return list(json.loads(self.choices_file.read_text("utf-8"))) if self.choices_file.exists() else []
+        """(arm, tokens a step) → the chosen setting."""
+        return {(row["arm"], row["per_step"]): Setting.parse(row["setting"]) for row in self.choice_rows()}
 
     def note_choice(self, row: dict[str, Any]) -> None:
-        """Add what one search chose; a choice is never changed."""
-        rows = self.choice_rows()
-        if not any(old["arm"] == row["arm"] and old["per_step"] == row["per_step"] for old in rows):
-            write_text_atomic(self.choices_file, json.dumps([*rows, row], indent=1) + "\n")
+        """Keep what one search chose, in a file of its own; a choice is never changed."""
+        path = self.root / "choices" / f"{row['arm']}-k{row['per_step']}.json"
+        if not path.exists():
+            write_text_atomic(path, json.dumps(row, indent=1) + "\n")
 
     def log(self, kind: str, name: str, seconds: float, **values: Any) -> None:
         """Add a line to the ledger."""
