@@ -20,6 +20,7 @@ from nap_trainer.adapt.table import AdaptData
 from nap_trainer.batches.segments import SegmentTable
 from nap_trainer.miniature.decoding import Decoded
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "train"
 EOS = 1
 SLOTS = 8
 
@@ -168,6 +169,7 @@ def run_folder(tmp_path: Path, words: WordTokenizer) -> Callable[..., Path]:
                 "config": config.to_mapping(), "model": {**model, "end_ids": [EOS]}, "data": facts,
                 "conversion": {
                     "source": "x.gguf", "stored": {"Q4_1": 2, "F32": 1}, "dtype": "bfloat16", "added": {"<mask>": 60},
+                    "spread": 0.1,
                 },
                 "arms": [], "tokens": [0, 4321],
             },
@@ -245,6 +247,13 @@ def test_points_come_arm_by_arm(run_folder: Callable[..., Path], words: WordToke
 def test_wrong_configurations_name_the_key(values: dict[str, object], named: str) -> None:
     with pytest.raises(UsageError, match=re.escape(named)):
         AdaptConfig.from_mapping(values)
+
+
+@pytest.mark.parametrize("name", ["smollm2-adapt", "smollm2-smoke"])
+def test_the_examples_are_configurations(name: str) -> None:
+    config = AdaptConfig.read(EXAMPLES / f"{name}.yaml")
+    assert config.points[0] == 0
+    assert config.global_batch % config.micro_batch == 0
 
 
 def test_configurations_survive_their_mapping() -> None:

@@ -97,6 +97,7 @@ def convert(
     with staged_folder(out) as staged:
         parts = checkpoint_parts(config)
         write_weights(staged, parts, _provider(read, config, added), dtype=dtype, max_shard_bytes=max_shard_bytes)
+        read.tokenizer.eos_token = read.tokenizer.convert_ids_to_tokens(config.eos_id)
         save_tokenizer(read.tokenizer, staged)
         (staged / NOTE).write_text(json.dumps(asdict(note), indent=2) + "\n", encoding="utf-8")
         config.to_json(staged)
@@ -145,10 +146,14 @@ def _rope_theta(config: Any, name: str) -> float:
 
 
 def _ends(source: Source) -> tuple[int, ...]:
-    """Ids that end a text, the tokenizer's own first."""
-    listed = source.config.eos_token_id
-    found = [source.tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])]
-    vocabulary = source.tokenizer.get_vocab()
+    """Ids that end a text: what the configuration names, the tokenizer's where it names none, and the usual ones.
+
+    The configuration goes first: some versions of transformers give a GGUF file's tokenizer its begin token as end.
+    """
+    listed, vocabulary = source.config.eos_token_id, source.tokenizer.get_vocab()
+    found = [*listed] if isinstance(listed, list | tuple) else [listed]
+    if found == [None]:
+        found = [source.tokenizer.eos_token_id]
     found += [vocabulary[token] for token in _TEXT_ENDS if token in vocabulary]
     ends = tuple(dict.fromkeys(int(token) for token in found if token is not None))
     if not ends:
@@ -181,11 +186,11 @@ def _tensor(source: Source, name: str) -> Tensor:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save it so that every transformers 5 loads it as a plain fast tokenizer."""
+    """Save it so that every transformers 5 loads it as a plain fast tokenizer, which leaves a text's spaces alone."""
     tokenizer.save_pretrained(str(folder))
     file = folder / "tokenizer_config.json"
     values = json.loads(file.read_text(encoding="utf-8"))
-    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    values |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for key in ("is_local", "local_files_only", "backend", "name_or_path"):
         values.pop(key, None)
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

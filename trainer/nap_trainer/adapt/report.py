@@ -215,7 +215,8 @@ def _origin(note: dict[str, Any] | None) -> str:
     if note is None:
         return ""
     text = f" Pretrained weights: {note['source']} ({describe_types(note['stored'])}; dequantised and kept as"
-    return f"{text} {note['dtype']}), {len(note['added'])} tokens added at the mean of the others' embeddings."
+    rows = f"whose rows begin at the mean of the others plus noise of {note['spread']:g} of their standard deviation"
+    return f"{text} {note['dtype']}). {len(note['added'])} tokens were added (the mask, NAP's tags), {rows}."
 
 
 def _dropped(dropped: dict[str, int]) -> str:

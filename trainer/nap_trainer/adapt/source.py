@@ -104,8 +104,9 @@ def _tokenizer(path: Path, folder: Path, extra: dict[str, str]) -> Any:
 def _transformers(path: Path) -> Any:
     try:
         import transformers
-    except ImportError:
-        raise ModelError(f"{path}: reading it needs transformers: pip install transformers") from None
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{path}: reading it needs transformers ({reason}): pip install transformers") from None
     return transformers
 
 
