@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
@@ -221,6 +222,19 @@ def test_some_of_those_decodes_fill(model: Any) -> None:
         prompts, ARMS["nap"], Geometry(path_tokens=6, summary_tokens=4), LIKELY, Setting.parse("pf-e1-k4")
     )
     assert 0 < (~decoded.committed_mS).sum() < decoded.committed_mS.size
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_decodes_the_same(model: Any) -> None:
+    geometry, prompts = Geometry(path_tokens=6, summary_tokens=4), [(20 + i, 21, 22) for i in range(8)]
+    setting, arm = Setting.parse("pf-e1-k4"), ARMS["nap"]
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    here = Decoder(model=model, dtype=torch.float64, device=cpu, batch=4).run(prompts, arm, geometry, LIKELY, setting)
+    there = Decoder(model=copy.deepcopy(model).to(cuda), dtype=torch.float64, device=cuda, batch=8)
+    decoded = there.run(prompts, arm, geometry, LIKELY, setting)
+    for field in ("ids_nS", "step_mS", "committed_mS"):
+        assert np.array_equal(getattr(decoded, field), getattr(here, field)), field
 
 
 def test_decode_survives_the_disk(tmp_path: Any) -> None:

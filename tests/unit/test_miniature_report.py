@@ -140,7 +140,13 @@ def test_verdicts_follow_the_intervals(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(0.001, 0.3, AGREES), (-0.3, -0.001, DISAGREES), (-0.019, 0.019, DISAGREES), (-0.05, 0.01, OPEN)],
+    [
+        (0.001, 0.3, AGREES),
+        (-0.3, -0.001, DISAGREES),
+        (-0.019, 0.019, DISAGREES),
+        (-0.05, 0.01, OPEN),
+        (0.0, 0.0, OPEN),
+    ],
 )
 def test_verdict_of_an_interval(low: float, high: float, verdict: str) -> None:
     from nap_trainer.miniature.report.claims import _positive

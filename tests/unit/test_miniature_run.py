@@ -244,6 +244,20 @@ def test_pack_splits_and_leaves_models_out(tmp_path: Path, fake_trainer: Path) -
     assert not store.data("train").exists()
 
 
+def test_packed_models_decode_elsewhere(tmp_path: Path, fake_trainer: Path) -> None:
+    from nap_trainer.miniature.status import pack
+
+    driver = driver_of(tmp_path / "run")
+    driver.train(Deadline(), only=[Model(arm="nap", seed=0)])
+    for part in pack(driver.store, tmp_path / "out", models=True):
+        with tarfile.open(part) as tar:
+            tar.extractall(tmp_path / "there", filter="data")
+    there = driver_of(tmp_path / "there")
+    assert there.train(Deadline(), only=[Model(arm="nap", seed=0)]) == 0
+    assert there.decode(Deadline(), Machine())
+    assert set(there.store.choices()) == {("nap", 4), ("nap", 16)}
+
+
 def test_the_problem_set_is_disjoint_and_fits(tmp_path: Path) -> None:
     driver = driver_of(tmp_path / "run", dev=200, test=200, train=400)
     tables = {split: driver.problems(split) for split in ("train", "dev", "test")}  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ _ABOUT = """The paper's result in miniature.
 
   train    train what is missing, most wanted first            decode   search, test and order settings, likewise
   probe    one decode of development problems (for a pilot)    report   tables, plots and the page, from stored arrays
-  status   what is done and what is missing                    pack     results without models, in few files
+  status   what is done and what is missing                    pack     results as few tar files
 
 Every verb goes on from what is in RUN. Exit code 0: done; 3: stopped at the deadline, call again; 2: usage; 1: failure.
 """
@@ -55,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("status", parents=[common])
     pack = verbs.add_parser("pack", parents=[common])
     pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for part-N.tar")
+    pack.add_argument(
+        "--models", action="store_true", help="the trained models too, so that decoding can go on elsewhere"
+    )
     return made
 
 
@@ -165,7 +168,7 @@ def _pack(args: argparse.Namespace) -> int:
     from nap_trainer.miniature.status import pack
 
     driver = _driver(args)
-    for path in pack(driver.store, args.out):
+    for path in pack(driver.store, args.out, models=args.models):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -30,7 +31,7 @@ from nap_trainer.miniature.study import Decode, Model, Study
 
 Say = Callable[[str], None]
 _TARGET_SAMPLE = 4096
-_GUESS_STEPS = 1.5  # a unit is begun only if this many times its estimate is left
+_MARGIN = 1.3  # a unit is begun only if this many times its estimate is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Deadline:
         if self.seconds is None:
             return True
         left = self.seconds - (time.monotonic() - self.started)
-        return left > 0 and left >= estimate * _GUESS_STEPS
+        return left > 0 and left >= estimate * _MARGIN
 
 
 class Driver:
@@ -107,7 +108,7 @@ class Driver:
         elif todo:
             trainer = trainer_of(self.study.trainer, self.study.training)
             for model in todo:
-                if not deadline.allows(self._training_seconds()):
+                if not deadline.allows(self._training_seconds(model)):
                     break
                 self.train_one(model, trainer)
         return sum(not self.store.trained(model) for model in only or self.study.models())
@@ -141,13 +142,16 @@ class Driver:
                 if len(running) >= jobs:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     _raise_any(done)
-                if not deadline.allows(self._training_seconds()):
+                if not deadline.allows(self._training_seconds(model)):
                     break
                 running.add(pool.submit(_train_in_process, self.store.root, model))
             _raise_any(wait(running).done)
 
-    def _training_seconds(self) -> float:
-        return max((row["seconds"] for row in self.store.ledger() if row["kind"] == "train"), default=0.0)
+    def _training_seconds(self, model: Model) -> float:
+        """As long as the last training of its arm, else the last of any."""
+        rows = [row for row in self.store.ledger() if row["kind"] == "train"]
+        mine = [row for row in rows if row["name"].rpartition("-s")[0] == model.arm]
+        return float((mine or rows or [{"seconds": 0.0}])[-1]["seconds"])
 
     # -- decoding ---------------------------------------------------------------------------------------------------
 
@@ -176,10 +180,10 @@ class Driver:
         return self.score(unit)
 
     def _decode_seconds(self, unit: Decode) -> float:
-        """By the slowest of the last decodes, in seconds per step."""
-        rows = [row for row in self.store.ledger() if row["kind"] == "decode" and row["count"] == unit.count][-8:]
-        slots = self.study.geometry.rows
-        return max((row["seconds"] / row["steps"] for row in rows), default=0.0) * slots / unit.setting.per_step
+        """By the median of the last decodes of as many problems, in seconds per step."""
+        rows = [row for row in self.store.ledger() if row["kind"] == "decode" and row["count"] == unit.count][-7:]
+        each = median([row["seconds"] / row["steps"] for row in rows]) if rows else 0.0
+        return each * self.study.geometry.rows / unit.setting.per_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,8 +33,8 @@ def lines(driver: Driver) -> Iterator[str]:
     yield "seconds: " + ", ".join(f"{kind} {total:.0f}" for kind, total in seconds.items())
 
 
-def pack(store: Store, out: Path, limit: int = PART_BYTES) -> list[Path]:
-    """Write the results, models left out, as tar files of at most `limit` bytes; unpack them all in one folder.
+def pack(store: Store, out: Path, limit: int = PART_BYTES, *, models: bool = False) -> list[Path]:
+    """Write the results, and models where asked for, as tar files of at most `limit` bytes; unpack all in one folder.
 
     Raises:
         UsageError: a single file exceeds the limit.
@@ -42,7 +42,7 @@ def pack(store: Store, out: Path, limit: int = PART_BYTES) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     parts: list[list[Path]] = [[]]
     room = limit
-    for path in store.results():
+    for path in store.results(models=models):
         size = path.stat().st_size + 2048  # header and padding of a tar member
         if size > limit:
             raise UsageError(f"pack: {path} alone exceeds {limit} bytes", field="pack")

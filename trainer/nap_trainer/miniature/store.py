@@ -89,6 +89,9 @@ class Store:
         """Mark a training as done."""
         write_text_atomic(self._note(model), json.dumps(values) + "\n")
 
+    def _notes(self) -> list[dict[str, Any]]:
+        return [json.loads(note.read_text("utf-8")) for note in sorted((self.root / "models").glob("*.json"))]
+
     def _note(self, model: Model) -> Path:
         return self.root / "models" / f"{model.name}.json"
 
@@ -142,8 +145,11 @@ class Store:
 
     # -- travel -----------------------------------------------------------------------------------------------------
 
-    def results(self) -> Iterator[Path]:
-        """Every file that a report needs; models stay where they are."""
+    def results(self, *, models: bool = False) -> Iterator[Path]:
+        """Every file that a report needs; with `models` also what decoding needs."""
+        if models:
+            for folder in sorted(row["folder"] for row in self._notes()):
+                yield from sorted(path for path in (self.root / folder).iterdir() if path.is_file())
         for pattern in (*_SMALL, "models/*.json", "tokenizer/*"):
             yield from sorted(self.root.glob(pattern))
         yield from sorted(self.root.glob("decodes/**/*.npz"))

@@ -83,9 +83,14 @@ def _negative(paper: str, found: Interval | None) -> Claim:
 
 
 def _verdict(found: Interval | None, holds: Callable[[Interval], bool]) -> str:
-    """Agrees where the interval lies on the claim's side; disagrees on the other side of 0, or within ±2 points."""
+    """Agrees where the interval lies on the claim's side; disagrees on the other side of 0, or within ±2 points.
+
+    An interval without width says nothing: every problem had the same outcome on both sides.
+    """
     if found is None:
         return MISSING
+    if found.low == found.high:
+        return OPEN
     if holds(found):
         return AGREES
     within = found.low > -SMALL and found.high < SMALL

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 from nap_runtime.models.files import write_text_atomic
 from nap_trainer.miniature.driver import Driver
 from nap_trainer.miniature.report import plots, tables
@@ -41,11 +43,13 @@ def _setting(results: Results) -> Iterator[str]:
     study = results.study
     yield "## Setting"
     yield ""
-    knobs = ", ".join(f"{name} {value}" for name, value in study.problem_set.items()) or "its defaults"
-    yield f"Problems: `{study.source}` ({knobs}); {study.train:,} for training, {study.dev:,} for development,"
-    yield f"{study.test:,} for the test, of which the first {study.order:,} also for the order settings."
-    training = ", ".join(f"{name} {value}" for name, value in study.training.items()) or "the trainer's defaults"
-    yield f"Training, the same for every arm: {training}. Decoding: {study.dtype}, greedy, sync `exact`."
+    yield f"{study.train:,} problems for training, {study.dev:,} for development, {study.test:,} for the test,"
+    yield f"of which the first {study.order:,} also for the order settings. Decoding: {study.dtype}, greedy, sync `exact`."
+    yield "Problems and training, the same for every arm:"
+    yield ""
+    given = {"problem_set": dict(study.problem_set), "training": dict(study.training)}
+    yield from (f"    {line}" for line in yaml.safe_dump(given, sort_keys=False).splitlines())
+    yield ""
     yield f"Every canvas has {study.geometry.rows} rows behind its prompt."
     yield ""
     yield "An entry is a share with its 95% interval: over seeds and problems, or for one seed Wilson's over problems."
