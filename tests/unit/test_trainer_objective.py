@@ -81,21 +81,22 @@ def test_draws_are_uniform_and_named_by_canvas_and_step() -> None:
     assert float(drawn.max()) < 1
     assert float(drawn.mean()) == pytest.approx(0.5, abs=0.01)
     assert torch.equal(Draws(1, 5).slots(index_B[7:9], 50, Use.HIDE), drawn[7:9])
-    assert torch.equal(Draws(1, torch.tensor(5)).slots(index_B, 50, Use.HIDE), drawn)
     for other in (Draws(2, 5), Draws(1, 6)):
         assert not torch.equal(other.slots(index_B, 50, Use.HIDE), drawn)
     assert not torch.equal(Draws(1, 5).slots(index_B, 50, Use.STALE), drawn)
 
 
 def test_stratified_has_one_canvas_in_each_part() -> None:
-    t_B = Draws(0, 9).spread(torch.arange(64), 64, Use.T, kind="stratified")
+    [t_B] = Draws(0, 9).spread(torch.arange(64), 64, [Use.T], kind="stratified")
     assert sorted((t_B * 64).floor().long().tolist()) == list(range(64))
     assert t_B.tolist() != t_B.sort().values.tolist()
-    assert torch.equal(Draws(0, 9).spread(torch.arange(10, 20), 64, Use.T, kind="stratified"), t_B[10:20])
+    [part_B, other_B] = Draws(0, 9).spread(torch.arange(10, 20), 64, [Use.T, Use.PATTERN], kind="stratified")
+    assert torch.equal(part_B, t_B[10:20])
+    assert not torch.equal(part_B, other_B)
 
 
 def test_antithetic_pairs_sum_to_one() -> None:
-    t_B = Draws(0, 9).spread(torch.arange(64), 64, Use.T, kind="antithetic")
+    [t_B] = Draws(0, 9).spread(torch.arange(64), 64, [Use.T], kind="antithetic")
     torch.testing.assert_close(t_B[::2] + t_B[1::2], torch.ones(32))
     assert len(set(t_B[::2].tolist())) == 32
 
@@ -127,7 +128,7 @@ def test_rate_is_t(batch: DeviceBatch) -> None:
     many = repeated(batch, 100)
     masked = forward(section(weighting="original"), size=800)(many, 0)
     assert float(masked.hidden_BN.sum() / (many.block_BN > 0).sum()) == pytest.approx(0.5, abs=0.02)
-    t_B = Draws(3, 0).spread(many.index_B, 800, Use.T, kind="stratified")
+    [t_B] = Draws(3, 0).spread(many.index_B, 800, [Use.T], kind="stratified")
     share_B = masked.hidden_BN.sum(1) / (many.block_BN > 0).sum(1)
     assert float((share_B - t_B).abs().mean()) < 0.12  # 15 slots: a binomial's mean deviation is below 0.11
 
@@ -164,7 +165,7 @@ def test_structured(batch: DeviceBatch) -> None:
     """Tags never; paths at 0.9 t; the summary wholly where 1 − t < 0.8, else the more the later the slot."""
     many = repeated(batch, 500)
     masked = forward(section(patterns={"structured": 1.0}), size=4000)(many, 0)
-    t_B = Draws(3, 0).spread(many.index_B, 4000, Use.T, kind="stratified") * (1 - 1e-3) + 1e-3
+    t_B = Draws(3, 0).spread(many.index_B, 4000, [Use.T], kind="stratified")[0] * (1 - 1e-3) + 1e-3
     tag_N = torch.zeros(batch.ids_BN.shape[1], dtype=torch.bool)
     for block, budget in enumerate((*BUDGETS, SUMMARY), start=1):
         tag_N[int((batch.block_BN[0] == block).nonzero()[0]) + budget - 3] = True  # the text ends two before the budget

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nap_runtime.errors import UsageError
-from nap_runtime.models.transformer import DiffusionTransformer
+from nap_runtime.models.transformer import DiffusionTransformer, compiled_kernels
 from nap_trainer import meters
 from nap_trainer.batches.collate import HostBatch
 from nap_trainer.batches.loader import Loader
@@ -30,6 +30,7 @@ from nap_trainer.objective.loss import DiffusionLoss, region_sums, shares
 from nap_trainer.objective.views import View, Views
 from nap_trainer.prepare import Prepared
 from nap_trainer.ranks import Ranks
+from nap_trainer.sameness import check_same_training
 from nap_trainer.settings import ScheduleSection, TrainConfig
 from nap_trainer.zero import ZeroEngine, build_model
 
@@ -45,7 +46,7 @@ class Trainer:
         prepared: model card, marks and formed rows.
 
     Raises:
-        UsageError: batches do not divide, or the rows do not fit.
+        UsageError: batches do not divide, the rows do not fit, or `run.out` holds another training.
         ModelError: weights are missing or damaged.
     """
 
@@ -75,9 +76,9 @@ class Trainer:
             seed=run.seed,
         )
         self.views = Views(settings.objective, mask_id=config.mask_id, seed=run.seed)
+        check_same_training(settings, self.checkpoints, ranks)
         self.model = self._build()
         self.engine = self._start()
-        self._prepare = torch.compile(self._masked, dynamic=False) if run.compile else self._masked
         self.step_done = 0
         self._tokens = 0
         self._logged = time.monotonic()
@@ -99,11 +100,9 @@ class Trainer:
     def _start(self) -> ZeroEngine:
         settings = self.settings
         loss = DiffusionLoss(self.model, head_chunk=settings.run.head_chunk)
-        if settings.run.compile:
-            if settings.zero.stage == 3:
-                raise UsageError(
-                    "run.compile: stage 3 gathers weights inside layers; leave it out", field="run.compile"
-                )
+        if settings.run.compile and settings.zero.stage == 3:  # weights come and go inside a layer
+            self.model.use_kernels(compiled_kernels())
+        elif settings.run.compile:
             loss.compile(dynamic=False)
         return ZeroEngine.start(
             loss,
@@ -130,7 +129,7 @@ class Trainer:
         )
         with log:
             self._greet(log)
-            figures = self.advance(self.total, log, evaluator)
+            figures = self.advance(self.total, log, evaluator) or log.last()
             export_model(self.engine, self.prepared.card, settings, Path(run.out) / "model")
             self._finish(log, figures)
         return figures
@@ -165,8 +164,7 @@ class Trainer:
         """One optimizer step; (weighted loss, path and summary sums) and the gradient's norm stay on the device."""
         device = self.ranks.device
         self.engine.set_rate(rate_factor(step, self.total, self.settings.schedule))
-        at = torch.full((), step, dtype=torch.int64, device=device)
-        ready = [self._prepare(DeviceBatch.of(batch, device), at) for batch in batches]
+        ready = [self._masked(DeviceBatch.of(batch, device), step) for batch in batches]
         divisor = self.ranks.total(torch.stack([part for *_, part in ready]).sum()).clamp(min=1)
         sums = torch.zeros(5, device=device)
         for batch, masked, view, weight_BN, _ in ready:
@@ -178,7 +176,7 @@ class Trainer:
             sums[1:] += region_sums(losses_BN, masked, batch.blocks, summary=batch.summary)
         return sums, self.engine.step()
 
-    def _masked(self, batch: DeviceBatch, step: Tensor) -> tuple[DeviceBatch, Masked, View, Tensor, Tensor]:
+    def _masked(self, batch: DeviceBatch, step: int) -> tuple[DeviceBatch, Masked, View, Tensor, Tensor]:
         """What a micro-batch looks like to the network: (batch, masked, view, weights, part of the divisor)."""
         data, prepared = self.settings.data, self.prepared
         if data.unknown:
@@ -229,7 +227,8 @@ class Trainer:
             f"{self.accumulation} micro-steps × {schedule.micro_batch}), {self.prepared.card.config.n_params:,} weights"
         )
         if self.step_done:
-            log.say(f"goes on from step {self.step_done}")
+            rest = "goes on from" if self.step_done < self.total else "nothing is left to train after"
+            log.say(f"{rest} step {self.step_done}")
 
     def _save(self) -> None:
         began = time.monotonic()

@@ -229,7 +229,7 @@ class RunSection(Section):
         seed: of masks and of everything drawn in training.
         checkpoint_every: steps between checkpoints (0: only the last); `keep` of them stay.
         log_every: steps between figures.
-        compile: torch.compile of model and loss.
+        compile: torch.compile of model and loss; at ZeRO stage 3 of the layers' element-wise parts alone.
         gradient_checkpointing: recompute layers in the backward pass.
         head_chunk: rows that go through the vocabulary's head at once.
         tensorboard: write TensorBoard files into `out`.
@@ -286,7 +286,8 @@ class TrainConfig(Section):
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"config: {path}: {' '.join(str(error).split())}", field="config") from None
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise UsageError(f"config: {path}: {reason}", field="config") from None
         if not isinstance(values, dict):
             raise UsageError(f"config: {path} must hold sections with keys", field="config")
         for change in changes:

@@ -9,6 +9,7 @@ to their canvas positions, and hands them to an ``Attend`` object, which decides
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -105,8 +106,46 @@ class TokenEmbedding(nn.Embedding):
         """Do nothing."""
 
 
-class RMSNorm(nn.Module):
+def rms_norm(x_BRD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm, float32 inside (float64 in float64), weight applied in the model's dtype."""
+    wide_BRD = x_BRD.to(accumulate_dtype(x_BRD.dtype))
+    scale_BR1 = torch.rsqrt(wide_BRD.square().mean(-1, keepdim=True) + eps)
+    return weight_D * (wide_BRD * scale_BR1).to(x_BRD.dtype)
+
+
+def rotate(x_BHRE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, half-rotate convention, in the tables' precision."""
+    low, high = x_BHRE.to(cos.dtype).chunk(2, dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x_BHRE.dtype)
+
+
+def gated(both_BRX: Tensor) -> Tensor:
+    """silu(gate) * up of a matrix that holds both, gate first."""
+    gate_BRF, up_BRF = both_BRX.chunk(2, dim=-1)
+    return F.silu(gate_BRF) * up_BRF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """The element-wise parts of a layer, bound by memory and not by arithmetic: what may be fused without the rest."""
+
+    norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
+    rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = rotate
+    gate: Callable[[Tensor], Tensor] = gated
+
+
+EAGER = Kernels()
+
+
+def compiled_kernels() -> Kernels:
+    """The same, each compiled by itself: for layers whose weights come and go between calls (ZeRO stage 3)."""
+    return Kernels(norm=torch.compile(rms_norm), rotate=torch.compile(rotate), gate=torch.compile(gated))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm of the last dimension."""
+
+    kernels = EAGER
 
     def __init__(self, d_model: int, eps: float, place: Place) -> None:
         super().__init__()
@@ -115,9 +154,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BRD: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        wide_BRD = x_BRD.to(accumulate_dtype(x_BRD.dtype))
-        scale_BR1 = torch.rsqrt(wide_BRD.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide_BRD * scale_BR1).to(x_BRD.dtype)
+        return self.kernels.norm(x_BRD, self.weight, self.eps)
 
 
 class RotaryTable(nn.Module):
@@ -156,14 +193,10 @@ class RotaryTable(nn.Module):
         return (cos, sin) if positions.dim() == 1 else (cos.unsqueeze(1), sin.unsqueeze(1))
 
 
-def rotate(x_BHRE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, half-rotate convention, in the tables' precision."""
-    low, high = x_BHRE.to(cos.dtype).chunk(2, dim=-1)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x_BHRE.dtype)
-
-
 class Attention(nn.Module):
     """Projections around an ``Attend`` object; queries, keys and values share one matrix."""
+
+    kernels = EAGER
 
     def __init__(self, config: ModelConfig, place: Place) -> None:
         super().__init__()
@@ -177,12 +210,15 @@ class Attention(nn.Module):
         """Attention output of the rows, [B, R, D]."""
         qkv_BRXE = self.qkv(x_BRD).unflatten(-1, (-1, self.head_dim))
         q_BHRE, k_BGRE, v_BGRE = qkv_BRXE.transpose(1, 2).split(self.heads, dim=1)
-        o_BHRE = attend(layer, rotate(q_BHRE, *rope), rotate(k_BGRE, *rope), v_BGRE)
+        turn = self.kernels.rotate
+        o_BHRE = attend(layer, turn(q_BHRE, *rope), turn(k_BGRE, *rope), v_BGRE)
         return self.out(o_BHRE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)); gate and up share one matrix, gate first."""
+
+    kernels = EAGER
 
     def __init__(self, config: ModelConfig, place: Place) -> None:
         super().__init__()
@@ -191,8 +227,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BRD: Tensor) -> Tensor:
         """Feed-forward of the rows, [B, R, D]."""
-        gate_BRF, up_BRF = self.gate_up(x_BRD).chunk(2, dim=-1)
-        return self.down(F.silu(gate_BRF) * up_BRF)  # type: ignore[no-any-return]
+        return self.down(self.kernels.gate(self.gate_up(x_BRD)))  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -237,6 +272,12 @@ class DiffusionTransformer(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps, place)
         if not config.tied_head:
             self.head = Projection(config.d_model, config.vocab_size, place)
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Run the element-wise parts of every layer by these."""
+        for module in self.modules():
+            if isinstance(module, RMSNorm | Attention | SwiGLU):
+                module.kernels = kernels
 
     def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Attend) -> Tensor:
         """Hidden states, after the final norm, of the rows at canvas positions rows_R (int64).

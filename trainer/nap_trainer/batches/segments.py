@@ -48,7 +48,7 @@ class SegmentTable:
         """Tokens of each summary."""
         return lengths(self.summary_nS)
 
-    @property
+    @cached_property
     def path_counts_n(self) -> Lengths:
         """Paths of each row."""
         counts: Lengths = (self.path_lengths_nm > 0).sum(1)

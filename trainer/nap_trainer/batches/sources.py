@@ -42,6 +42,8 @@ def training_table(data: DataSection, tokenizer: Tokenizer) -> SegmentTable:
     if data.train in SETS:
         return make_set(data, tokenizer, split="train", count=data.samples)
     file = Path(data.train)
+    if not file.exists():
+        raise UsageError(f"data.train: {file}: no such file, nor one of {', '.join(SETS)}", field="data.train")
     return SegmentTable.of_lists(_text_rows(file, tokenizer) if data.format == "text" else _nap_rows(file, tokenizer))
 
 

@@ -6,6 +6,7 @@ and a resumed run draws what an undisturbed one would.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from nap_runtime.decoding.noise import philox4x32
 
 _LOW = 0xFFFFFFFF
+_BELOW_ONE = 1 - 2.0**-24
 
 
 class Use(IntEnum):
@@ -33,12 +35,12 @@ class Use(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """The noise of one step: float32 numbers in [0, 1). A step that is a tensor does not bind a compiled graph."""
+    """The noise of one step: float32 numbers in [0, 1)."""
 
     seed: int
-    step: int | Tensor
+    step: int
 
-    def _uniform(self, canvases: Tensor, positions: Tensor, use: int) -> Tensor:
+    def _uniform(self, canvases: Tensor, positions: Tensor, use: int | Tensor) -> Tensor:
         zero = torch.zeros((), dtype=torch.int64, device=canvases.device)
         counter = (canvases, positions, zero + self.step, zero + use)
         word, *_ = philox4x32(counter, (self.seed & _LOW, self.seed >> 32 & _LOW))
@@ -53,18 +55,22 @@ class Draws:
         """One number a canvas, [B]."""
         return self._uniform(index_B, torch.zeros_like(index_B), use)
 
-    def spread(self, index_B: Tensor, size: int, use: int, *, kind: str) -> Tensor:
-        """One number a canvas, drawn over a global batch of `size`. Shape [B].
+    def spread(self, index_B: Tensor, size: int, uses: Sequence[int], *, kind: str) -> Tensor:
+        """One number a use and canvas, each use's drawn over a global batch of `size`. Shape [U, B].
 
         `uniform`: each by itself. `stratified`: one in each of `size` equal parts of [0, 1), in random order (low
         discrepancy). `antithetic`: u for one canvas of a pair, 1 − u for the other.
         """
         if kind == "uniform":
-            return self.canvases(index_B, use)
+            return self._each(index_B, uses)
         if kind == "antithetic":
-            half_B = self.canvases(index_B // 2, use)
-            return torch.where(index_B % 2 == 0, half_B, (1 - half_B).clamp(max=1 - 2.0**-24))
-        all_G = torch.arange(size, device=index_B.device)
-        rank_G = self.canvases(all_G, use).argsort().argsort()
-        shift = self.canvases(all_G[:1] + size, use)
-        return ((rank_G[index_B] + shift) / size).clamp(max=1 - 2.0**-24)
+            half_UB = self._each(index_B // 2, uses)
+            return torch.where(index_B % 2 == 0, half_UB, (1 - half_UB).clamp(max=_BELOW_ONE))
+        drawn_UG = self._each(torch.arange(size + 1, device=index_B.device), uses)
+        rank_UG = drawn_UG[:, :size].argsort(1).argsort(1)
+        return ((rank_UG[:, index_B] + drawn_UG[:, size:]) / size).clamp(max=_BELOW_ONE)
+
+    def _each(self, index_B: Tensor, uses: Sequence[int]) -> Tensor:
+        """A number for every use of every canvas, [U, B]."""
+        which_U1 = torch.tensor(uses, device=index_B.device)[:, None]
+        return self._uniform(index_B[None], torch.zeros_like(index_B)[None], which_U1)

@@ -14,7 +14,7 @@ A pattern says which t each block of a canvas gets; together they show the model
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -109,8 +109,9 @@ class ForwardProcess:
         self.settings, self.global_batch, self.seed = settings, global_batch, seed
         self.learn_padding, self.mask_id = learn_padding, mask_id
         self._edges = pattern_edges(settings.patterns)
+        self._used = [name for name in PATTERNS if settings.patterns.get(name, 0.0) > 0]
 
-    def __call__(self, batch: DeviceBatch, step: int | Tensor) -> Masked:
+    def __call__(self, batch: DeviceBatch, step: int) -> Masked:
         """Hide slots of a batch at a step."""
         draws, settings = Draws(self.seed, step), self.settings
         block_BN = self._maskable(batch)
@@ -139,33 +140,52 @@ class ForwardProcess:
 
     def _patterns(self, batch: DeviceBatch, draws: Draws) -> Tensor:
         """Index into `PATTERNS` of each canvas, in the mix's shares. Shape [B]."""
-        share_B = draws.spread(batch.index_B, self.global_batch, Use.PATTERN, kind="stratified")
+        if len(self._used) == 1:
+            return torch.full_like(batch.index_B, PATTERNS.index(self._used[0]))
+        [share_B] = draws.spread(batch.index_B, self.global_batch, [Use.PATTERN], kind="stratified")
         if self._edges.device != share_B.device:  # once: a copy makes the device wait
             self._edges = self._edges.to(share_B.device)
         return torch.searchsorted(self._edges, share_B, right=True).clamp(max=len(PATTERNS) - 1)
 
+    def _ts(self, batch: DeviceBatch, draws: Draws, uses: Sequence[int]) -> Tensor:
+        """t of LLaDA's (1 − ε)·u + ε for each use, [B, U]."""
+        spread_UB = draws.spread(batch.index_B, self.global_batch, uses, kind=self.settings.t)
+        return (self.settings.min_t + (1 - self.settings.min_t) * spread_UB).T
+
     def _rates(self, batch: DeviceBatch, pattern_B: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """t of every block, [B, K], and the blocks that a pattern only hides: they weigh `aside`."""
-        size, index_B, kind = self.global_batch, batch.index_B, self.settings.t
-        one_BK = draws.spread(index_B, size, Use.T, kind=kind)[:, None].expand(-1, batch.blocks)
-        each = range(batch.blocks)
-        own_BK = torch.stack([draws.spread(index_B, size, Use.T + 1 + k, kind=kind) for k in each], 1)
-        dice_BK = torch.stack([draws.canvases(index_B, Use.EXTREME + k) for k in each], 1)
-        one_BK, own_BK = (self.settings.min_t + (1 - self.settings.min_t) * t for t in (one_BK, own_BK))
-        extreme_BK = own_BK.masked_fill(dice_BK < EXTREME, 0.0).masked_fill(dice_BK >= 1 - EXTREME, 1.0)
-        last_K = torch.arange(batch.blocks, device=index_B.device) == batch.blocks - 1
-        summary_K = last_K if batch.summary else torch.zeros_like(last_K)
-        chosen = {name: (pattern_B == i)[:, None] for i, name in enumerate(PATTERNS)}
-        t_BK = torch.where(chosen["per-path"], extreme_BK, torch.where(chosen["independent"], own_BK, one_BK))
-        hidden_BK = ((chosen["paths"] | chosen["per-path"]) & summary_K) | (chosen["paths-hidden"] & ~summary_K)
-        clean_BK = chosen["summary"] & ~summary_K
-        if not batch.summary:  # one region: only `uniform` and `independent` mean anything
-            return one_BK, torch.zeros_like(hidden_BK)
-        return t_BK.masked_fill(hidden_BK, 1.0).masked_fill(clean_BK, 0.0), hidden_BK
+        t_BK = self._ts(batch, draws, [Use.T]).expand(-1, batch.blocks)
+        aside_BK = torch.zeros_like(t_BK, dtype=torch.bool)
+        own = [name for name in ("independent", "per-path") if name in self._used]
+        if own:
+            own_BK = self._ts(batch, draws, [Use.T + 1 + k for k in range(batch.blocks)])
+            is_own = torch.stack([self._is(name, pattern_B) for name in own]).any(0)
+            t_BK = torch.where(is_own, self._extremes(batch, own_BK, pattern_B, draws), t_BK)
+        if not batch.summary:  # one region has nothing to put aside
+            return t_BK, aside_BK
+        summary_K = torch.arange(batch.blocks, device=t_BK.device) == batch.blocks - 1
+        no_summary = self._is("paths", pattern_B) | self._is("per-path", pattern_B)
+        aside_BK = (no_summary & summary_K) | (self._is("paths-hidden", pattern_B) & ~summary_K)
+        clean_BK = self._is("summary", pattern_B) & ~summary_K
+        return t_BK.masked_fill(aside_BK, 1.0).masked_fill(clean_BK, 0.0), aside_BK
+
+    def _extremes(self, batch: DeviceBatch, t_BK: Tensor, pattern_B: Tensor, draws: Draws) -> Tensor:
+        """The same t, but at times 0 or 1 for canvases of pattern `per-path`."""
+        if "per-path" not in self._used:
+            return t_BK
+        uses = [Use.EXTREME + k for k in range(batch.blocks)]
+        dice_BK = draws.spread(batch.index_B, self.global_batch, uses, kind="uniform").T
+        extreme_BK = t_BK.masked_fill(dice_BK < EXTREME, 0.0).masked_fill(dice_BK >= 1 - EXTREME, 1.0)
+        return torch.where(self._is("per-path", pattern_B), extreme_BK, t_BK)
+
+    @staticmethod
+    def _is(name: Pattern, pattern_B: Tensor) -> Tensor:
+        """Which canvases have a pattern, [B, 1]."""
+        return (pattern_B == PATTERNS.index(name))[:, None]
 
     def _structured(self, batch: DeviceBatch, t_BN: Tensor, pattern_B: Tensor) -> Tensor:
         """Rates at which slots are hidden: t, but for canvases of pattern `structured`. Shape [B, N]."""
-        if "structured" not in self.settings.patterns or not batch.summary:
+        if "structured" not in self._used or not batch.summary:
             return t_BN
         summary_BN = batch.block_BN == batch.blocks
         place_BN = summary_BN.cumsum(1) - 1
@@ -174,7 +194,7 @@ class ForwardProcess:
         ramp_BN = torch.where(1 - t_BN < SUMMARY_HIDDEN, 1.0, (rate_BN * (1 + z_BN)).clamp(max=1.0))
         rate_BN = torch.where(summary_BN, ramp_BN, rate_BN)
         rate_BN = rate_BN.masked_fill(self._tags(batch), 0.0)
-        return torch.where((pattern_B == PATTERNS.index("structured"))[:, None], rate_BN, t_BN)
+        return torch.where(self._is("structured", pattern_B), rate_BN, t_BN)
 
     @staticmethod
     def _tags(batch: DeviceBatch) -> Tensor:

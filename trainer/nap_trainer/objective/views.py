@@ -41,7 +41,7 @@ class Views:
     def __init__(self, settings: ObjectiveSection, *, mask_id: int, seed: int) -> None:
         self.settings, self.mask_id, self.seed = settings, mask_id, seed
 
-    def __call__(self, batch: DeviceBatch, masked: Masked, step: int | Tensor) -> View:
+    def __call__(self, batch: DeviceBatch, masked: Masked, step: int) -> View:
         """The view of a batch at a step."""
         n = masked.noisy_BN.shape[1]
         positions_N = torch.arange(n, device=masked.noisy_BN.device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nap_trainer.zero.config import OptimizerConfig
+from nap_trainer.zero.muon import StackedMuon
 
 Group = dict[str, Any]
 
@@ -30,7 +31,7 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig, *, device: torch.
     if not muon:
         assert adamw is not None, "a module without parameters that train"
         return adamw
-    hidden = torch.optim.Muon(
+    hidden = StackedMuon(
         matrices, lr=config.muon_lr, weight_decay=config.muon_weight_decay, momentum=config.muon_momentum
     )
     return Joined([hidden] if adamw is None else [hidden, adamw])
