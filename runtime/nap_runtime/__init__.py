@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from nap_runtime.api import close, decode
     from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult, SyncPolicy
     from nap_runtime.models.loading import LoadedModel, load_model
+    from nap_runtime.service.client import AsyncClient, Client
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncClient": "service.client",
+    "Client": "service.client",
     "DecodeConfig": "job",
     "DecodeJob": "job",
     "DecodeResult": "job",
@@ -27,6 +30,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "DecodeConfig",
     "DecodeJob",
     "DecodeResult",

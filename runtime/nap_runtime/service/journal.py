@@ -297,6 +297,14 @@ class Journal:
                 raise NoSuchJobError("job_id: there is no such job, or it is no longer kept")
             return self._row(found)
 
+    def find(self, owner: str, key: str, payload: bytes) -> JobRow | None:
+        """The job that an owner made with this key and payload."""
+        with self._errors():
+            found = self._db.execute(
+                f"{_SELECT} WHERE owner = ? AND key = ? AND payload = ?", (owner, key, payload)
+            ).fetchone()
+            return None if found is None else self._row(found)
+
     def result(self, job_id: str) -> tuple[bytes, bytes] | None:
         """Result and record of a done job."""
         with self._errors():
