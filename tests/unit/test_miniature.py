@@ -337,6 +337,21 @@ def test_left_to_right_scores_one_and_random_little(model: Any) -> None:
     assert scores["random-k1"] < 0.5
 
 
+def test_random_has_many_orders_whatever_the_batch(model: Any) -> None:
+    """Prompts 0 … 63 share an order, the next ones have another, and batches of another size change nothing."""
+    arm, geometry, setting = ARMS["cot"], Geometry(path_tokens=2, summary_tokens=2), Setting.parse("random-k1")
+    prompts = [(20 + i % 70, 21, 22) for i in range(70)]
+    runs = [
+        Decoder(model=model, dtype=torch.float64, device=torch.device("cpu"), batch=batch).run(
+            prompts, arm, geometry, TAGS, setting
+        )
+        for batch in (17, 70)
+    ]
+    assert np.array_equal(runs[0].step_mS, runs[1].step_mS)
+    assert len({tuple(row) for row in runs[0].step_mS.tolist()}) == 2
+    assert not np.array_equal(runs[0].step_mS[0], runs[0].step_mS[69])
+
+
 def test_heat_counts_commits_by_time() -> None:
     step = np.array([[0, 31, 63], [0, 0, 32]], dtype=np.int16)
     committed = np.array([[1, 1, 1], [1, 0, 1]], dtype=bool)

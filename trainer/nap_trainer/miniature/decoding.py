@@ -36,6 +36,7 @@ RULES: dict[str, tuple[Rule, Scope]] = {
     "l2r": ("left-to-right", "canvas"),
     "random": ("random", "canvas"),
 }
+_ONE_ORDER = 64
 _WITHOUT_CONFIDENCE = ("l2r", "random")
 
 
@@ -179,23 +180,29 @@ class Decoder:
         slots = geometry.layout(arm, tags, 1).n_slots
         ids_nS = np.zeros((len(prompts), slots), dtype=np.uint16)
         step_nS, committed_nS = np.zeros((len(prompts), slots), np.int16), np.zeros((len(prompts), slots), np.bool_)
-        for layout, index in self._batches(prompts, arm, geometry, tags):
-            config = setting.config(arm, geometry, slots=slots)
+        for index, seed in self._batches(prompts, tags, setting):
+            layout = geometry.layout(arm, tags, len(prompts[index[0]]))
+            config = setting.config(arm, geometry, slots=slots, seed=seed)
             outcome = self._outcome(layout, config, [prompts[i] for i in index])
             ids_nS[index], step_nS[index], committed_nS[index] = outcome.ids, outcome.step, outcome.committed
         return Decoded(ids_nS=ids_nS, step_mS=step_nS, committed_mS=committed_nS)
 
     def _batches(
-        self, prompts: Sequence[tuple[int, ...]], arm: Arm, geometry: Geometry, tags: Tags
-    ) -> Iterator[tuple[CanvasLayout, list[int]]]:
-        groups: dict[int, list[int]] = {}
+        self, prompts: Sequence[tuple[int, ...]], tags: Tags, setting: Setting
+    ) -> Iterator[tuple[list[int], int]]:
+        """Indices of prompts of one length that decode together, and the seed of their noise.
+
+        The runtime draws the rule `random` by seed, position and step, so one seed is one order for all canvases: here
+        every `_ONE_ORDER` prompts get their own, whatever the batch.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
         by_question = sorted(range(len(prompts)), key=lambda i: sum(token != tags.eos_id for token in prompts[i]))
         for index in by_question:
-            groups.setdefault(len(prompts[index]), []).append(index)
-        for length, group in groups.items():
-            layout = geometry.layout(arm, tags, length)
+            seed = index // _ONE_ORDER if setting.rule == "random" else 0
+            groups.setdefault((len(prompts[index]), seed), []).append(index)
+        for (_, seed), group in groups.items():
             for at in range(0, len(group), self.batch):
-                yield layout, group[at : at + self.batch]
+                yield group[at : at + self.batch], seed
 
     def _outcome(self, layout: CanvasLayout, config: DecodeConfig, prompts: list[tuple[int, ...]]) -> Outcome:
         plan = Plan.of(layout, config, Assignment.even(layout.n_paths, 1))

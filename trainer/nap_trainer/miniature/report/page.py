@@ -44,8 +44,8 @@ def _setting(results: Results) -> Iterator[str]:
     yield "## Setting"
     yield ""
     yield f"{study.train:,} problems for training, {study.dev:,} for development, {study.test:,} for the test,"
-    yield f"of which the first {study.order:,} also for the order settings. Decoding: {study.dtype}, greedy, sync `exact`."
-    yield "Problems and training, the same for every arm:"
+    yield f"of which the first {study.order:,} also for the order settings. Decoding: {study.dtype}, greedy, sync"
+    yield "`exact`. Problems and training, the same for every arm:"
     yield ""
     given = {"problem_set": dict(study.problem_set), "training": dict(study.training)}
     yield from (f"    {line}" for line in yaml.safe_dump(given, sort_keys=False).splitlines())
