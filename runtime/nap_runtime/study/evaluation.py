@@ -1,0 +1,161 @@
+"""Decode a problem set row by row, so that it can be taken up again, and sum the rows up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from nap_runtime.errors import DataError
+from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult
+from nap_runtime.metrics.shares import PathAgreement, Share, vote
+from nap_runtime.study.problems import Problem
+from nap_runtime.study.rows import RowFile
+
+if TYPE_CHECKING:
+    from nap_runtime.executor.coordinator import Coordinator, JobFailure
+
+Extra = Callable[[list[DecodeResult]], list[Mapping[str, Any]]]
+Item = tuple[Problem, "DecodeResult | JobFailure"]
+
+
+def decode_rows(
+    coordinator: Coordinator,
+    problems: Sequence[Problem],
+    config: DecodeConfig,
+    rows: RowFile,
+    *,
+    batch_size: int = 1,
+    extra: Extra | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[dict[str, Any]]:
+    """Decode the problems that have no row yet, and yield their rows as they are written.
+
+    Args:
+        extra: further columns of some results, computed together; their rows are written after it.
+
+    Raises:
+        DataError: a row that is there already is of another question.
+        UsageError, WorkerError, CancelledError: see `Coordinator.decode`.
+    """
+    _check(problems, rows)
+    by_index = {problem.index: problem for problem in problems}
+    jobs = [
+        DecodeJob(question=problem.question, index=problem.index, id=problem.id, gold=problem.gold)
+        for problem in problems
+        if problem.index not in rows.rows
+    ]
+    waiting: list[Item] = []
+    for result in coordinator.decode(jobs, config, batch_size=batch_size, cancelled=cancelled):
+        waiting.append((by_index[result.job.index], result))
+        if len(waiting) >= batch_size:
+            yield from _write(waiting, rows, extra)
+            waiting = []
+    yield from _write(waiting, rows, extra)
+
+
+def _check(problems: Sequence[Problem], rows: RowFile) -> None:
+    for problem in problems:
+        row = rows.rows.get(problem.index)
+        if row is not None and row.get("question") != problem.question:
+            raise DataError(f"row {problem.index} of the output is of another question; give another file")
+
+
+def _write(items: Sequence[Item], rows: RowFile, extra: Extra | None) -> Iterator[dict[str, Any]]:
+    done = [result for _, result in items if isinstance(result, DecodeResult)]
+    more = iter(extra(done) if extra is not None and done else [{}] * len(done))
+    for problem, result in items:
+        if isinstance(result, DecodeResult):
+            yield rows.add({**row_of(problem, result), **next(more)})
+        else:
+            yield rows.add({**_asked(problem), "error": " ".join(str(result.error).split())})
+
+
+def _asked(problem: Problem) -> dict[str, Any]:
+    values = {"index": problem.index, "id": problem.id, "question": problem.question, "gold": problem.gold}
+    return values | dict(problem.groups)
+
+
+def row_of(problem: Problem, result: DecodeResult) -> dict[str, Any]:
+    """What is kept of one decode: texts, answers, order and costs."""
+    metrics = result.metrics
+    answer, source = problem.read(result.summary, result.answer)
+    arness, sync = metrics.arness, metrics.sync
+    nap = result.record.layout.summary is not None
+    return {
+        **_asked(problem),
+        "answer": answer,
+        "source": source,
+        "correct": problem.is_right(answer),
+        "summary": result.summary,
+        "paths": list(result.paths) if nap else [],
+        "path_answers": [problem.read_path(path) for path in result.paths] if nap else [],
+        "arness": arness.path_mean["set_based"],
+        "arness_corrected": arness.path_mean["set_based_corrected"],
+        "arness_canvas": arness.canvas.content.set_based,
+        "arness_random": arness.path_mean["set_based_random"],
+        "nfe": asdict(metrics.nfe),
+        "tpf": metrics.tpf,
+        "useful_tokens": metrics.useful_tokens,
+        "syncs": sync.syncs,
+        "staleness": None if sync.staleness is None else asdict(sync.staleness),
+        "batch": metrics.batch,
+        "batch_seconds": metrics.seconds,
+    }
+
+
+def summarise(problems: Sequence[Problem], rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Shares of right answers with Wilson intervals: summary, each path, vote, any path, by group."""
+    found = [rows[problem.index] for problem in problems]
+    golds = [problem.gold for problem in problems]
+    answers = [row.get("answer") for row in found]
+    spoken: list[list[str | None]] = [list(row.get("path_answers") or []) for row in found]
+    failed = sum("error" in row for row in found)
+    values: dict[str, Any] = {
+        "n": len(problems),
+        "failed": failed,
+        "no_answer": answers.count(None) - failed,
+        "accuracy": _right(found).to_json(),
+        "arness": _mean([row.get("arness") for row in found]),
+        "arness_corrected": _mean([row.get("arness_corrected") for row in found]),
+        "arness_canvas": _mean([row.get("arness_canvas") for row in found]),
+        "tpf": _mean([row.get("tpf") for row in found]),
+        "nfe_steps": _mean([row["nfe"]["steps"] if "nfe" in row else None for row in found]),
+        "groups": _groups(problems, rows),
+    }
+    width = max(map(len, spoken), default=0)
+    if width:
+        padded = [one or [None] * width for one in spoken]
+        values |= {
+            "paths": [Share.equal([one[j] for one in padded], golds).to_json() for j in range(width)],
+            "majority": Share.equal([vote(one) for one in padded], golds).to_json(),
+            "any_path": _any_path(problems, padded).to_json(),
+            "agreement": asdict(PathAgreement.of(padded, golds)),
+        }
+    return values
+
+
+def _right(rows: Sequence[Mapping[str, Any]]) -> Share:
+    return Share(sum(row.get("correct") is True for row in rows), len(rows))
+
+
+def _any_path(problems: Sequence[Problem], spoken: Sequence[Sequence[str | None]]) -> Share:
+    right = [any(p.is_right(answer) for answer in said) for p, said in zip(problems, spoken, strict=True)]
+    return Share(sum(right), len(right))
+
+
+def _groups(problems: Sequence[Problem], rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Accuracy by each group that the set has."""
+    names = sorted({name for problem in problems for name in problem.groups})
+    values: dict[str, Any] = {}
+    for name in names:
+        members: dict[str, list[Mapping[str, Any]]] = {}
+        for problem in problems:
+            members.setdefault(problem.groups.get(name, ""), []).append(rows[problem.index])
+        values[name] = {value: _right(some).to_json() for value, some in sorted(members.items())}
+    return values
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

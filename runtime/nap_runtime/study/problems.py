@@ -1,0 +1,210 @@
+"""Problem sets: GSM8K, MATH-500 and GPQA from local files or the hub, procedural word problems from their generators.
+
+A file is JSONL or parquet with the columns that the set has where it is published:
+
+    gsm8k     question, answer (the solution; the answer stands after ####)
+    math500   problem, answer; subject, level and unique_id where they are there
+    gpqa      Question, Correct Answer, Incorrect Answer 1 … 3; Record ID where it is there
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from nap_runtime.errors import DataError, UsageError
+from nap_runtime.metrics.answers import find_answer, find_choice, read_answer, same_answer
+from nap_runtime.metrics.shares import last_number
+
+Kind = Literal["answer", "choice", "words"]
+FROM_FILES = ("gsm8k", "math500", "gpqa")
+GENERATED = ("words", "words-study")
+SETS = (*FROM_FILES, *GENERATED)
+ASKS = ("boxed", "question")
+HUB = {
+    "gsm8k": ("openai/gsm8k", "main", "test"),
+    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
+    "gpqa": ("Idavidrein/gpqa", "gpqa_diamond", "train"),
+}
+_BOXED = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+_CHOICE = "\n\nPlease reason step by step, and put the letter of the right choice within \\boxed{}."
+_LETTERS = "ABCD"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One problem as it is given to a model.
+
+    Attributes:
+        index: its place in the set, from 0; id: its own name.
+        question: the whole prompt.
+        gold: the right answer.
+        kind: how answers are read: `answer` (any form), `choice` (a letter), `words` (the boxed one alone).
+        groups: what the accuracy is also broken down by, such as subject or depth.
+    """
+
+    index: int
+    id: str
+    question: str
+    gold: str
+    kind: Kind = "answer"
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, text: str, boxed: str | None) -> tuple[str | None, str | None]:
+        """The answer of a summary, and where it was found; `boxed` is its boxed one."""
+        if self.kind == "words":
+            return boxed, None if boxed is None else "boxed"
+        if self.kind == "choice":
+            choice = find_choice(text)
+            return choice, None if choice is None else "choice"
+        found = read_answer(text)
+        return (None, None) if found is None else (found.text, found.source)
+
+    def read_path(self, text: str) -> str | None:
+        """What a path by itself says."""
+        if self.kind == "words":
+            return last_number(text)
+        return find_choice(text) if self.kind == "choice" else find_answer(text)
+
+    def is_right(self, answer: str | None) -> bool:
+        """Whether an answer is the right one."""
+        return same_answer(answer, self.gold)
+
+
+def read_problems(
+    name: str, *, data: Path | None = None, n: int | None = None, seed: int = 0, ask: str = "boxed"
+) -> list[Problem]:
+    """The first `n` problems of a set (None: all; generated sets need a number).
+
+    Args:
+        name: one of `SETS`.
+        data: the file of a set from files (None: the hub, through `datasets`); generated sets take none.
+        seed: of the generators, and of the order of GPQA's choices.
+        ask: `boxed` asks for a boxed answer, `question` gives the bare question. Generated sets have bare ones.
+
+    Raises:
+        UsageError: a value is wrong or unused, or there is no such file.
+        DataError: the file is malformed; the row is named.
+    """
+    if name not in SETS:
+        raise UsageError(f"problems: unknown set '{name}'; use one of {', '.join(SETS)}", field="problems")
+    if ask not in ASKS:
+        raise UsageError(f"ask: unknown value '{ask}'; use one of {', '.join(ASKS)}", field="ask")
+    if name in GENERATED:
+        if data is not None:
+            raise UsageError(f"data: set '{name}' is generated; leave it out", field="data")
+        return list(_generated(name, n or 500, seed))
+    rows = _file_rows(data) if data is not None else _hub_rows(name)
+    where = str(data) if data is not None else HUB[name][0]
+    return [_problem(name, where, at, row, seed, ask) for at, row in enumerate(islice(rows, n))]
+
+
+# -- generated -------------------------------------------------------------------------------------
+
+
+def _generated(name: str, n: int, seed: int) -> Iterator[Problem]:
+    if name == "words":
+        from nap_trainer.words import generate
+
+        for at, problem in enumerate(islice(generate("test", seed=seed), n)):
+            groups = {"family": problem.family}
+            yield _words(at, problem.question, problem.answer, groups)
+    else:
+        from nap_trainer.words_study import generate as generate_study
+
+        for at, item in enumerate(islice(generate_study("test", seed=seed), n)):
+            yield _words(at, item.question, item.answer, {"depth": str(item.depth)})
+
+
+def _words(index: int, question: str, answer: int, groups: Mapping[str, str]) -> Problem:
+    return Problem(index=index, id=str(index), question=question, gold=str(answer), kind="words", groups=groups)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _file_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    if not file.is_file():
+        reason = "it is a folder; give the file" if file.is_dir() else "no such file"
+        raise UsageError(f"data: {file}: {reason}", field="data")
+    yield from _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+
+
+def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                raise DataError(f"{file}: line {number}: not JSON; give JSONL or parquet") from None
+            if not isinstance(values, dict):
+                raise DataError(f"{file}: line {number}: not a JSON object")
+            yield values
+
+
+def _parquet_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UsageError(f"data: {file} is parquet: pip install pyarrow, or give JSONL", field="data") from None
+    try:
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except Exception as error:  # pyarrow raises several kinds for a damaged file
+        raise DataError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0][:200]})") from None
+
+
+def _hub_rows(name: str) -> Iterable[Mapping[str, Any]]:
+    path, config, split = HUB[name]
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        text = f"data: give the file of {name} (JSONL or parquet), or install `datasets` to load {path} from the hub"
+        raise UsageError(text, field="data") from None
+    try:
+        rows: Iterable[Mapping[str, Any]] = load_dataset(path, config, split=split)
+    except Exception as error:  # the hub's client raises many kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: the hub does not give it ({reason[:200]}); give the file instead") from error
+    return rows
+
+
+def _problem(name: str, where: str, at: int, row: Mapping[str, Any], seed: int, ask: str) -> Problem:
+    def text(key: str) -> str:
+        value = row.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f"{where}: row {at + 1}: no text '{key}'; is this a file of {name}?")
+        return value
+
+    if name == "gpqa":
+        return _choices(at, row, text, seed, ask)
+    key = "question" if name == "gsm8k" else "problem"
+    question, answer = text(key), text("answer")
+    gold = find_answer(answer) if name == "gsm8k" else answer
+    if gold is None:
+        raise DataError(f"{where}: row {at + 1}: its answer states no number")
+    groups = {group: str(row[group]) for group in ("subject", "level") if name == "math500" and group in row}
+    asked = question + (_BOXED if ask == "boxed" else "")
+    return Problem(index=at, id=str(row.get("unique_id", at)), question=asked, gold=gold, groups=groups)
+
+
+def _choices(at: int, row: Mapping[str, Any], text: Any, seed: int, ask: str) -> Problem:
+    """Four choices in an order that seed and question decide."""
+    question = text("Question")
+    choices = [text("Correct Answer"), *(text(f"Incorrect Answer {number}") for number in (1, 2, 3))]
+    order = sorted(range(4), key=lambda i: hashlib.sha256(f"{seed}\0{question}\0{i}".encode()).digest())
+    lines = "".join(f"\n({letter}) {choices[i].strip()}" for letter, i in zip(_LETTERS, order, strict=True))
+    asked = f"{question.strip()}\n{lines}" + (_CHOICE if ask == "boxed" else "")
+    name = str(row.get("Record ID", at))
+    return Problem(index=at, id=name, question=asked, gold=_LETTERS[order.index(0)], kind="choice")
