@@ -208,6 +208,7 @@ def test_another_study_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         ({"per_step": ["x"]}, "per_step"),
         ({"trainer": "nowhere"}, "nowhere"),
         ({"problem_set": {"nope": 1}}, "nope"),
+        ({"dtype": "float16"}, "dtype"),
     ],
 )
 def test_a_wrong_study_is_one_clear_line(

@@ -14,8 +14,8 @@ from statistics import median
 
 import torch
 
-from nap_runtime.api import check_device, check_dtype
-from nap_runtime.errors import ModelError, NapError
+from nap_runtime.errors import ModelError, NapError, UsageError
+from nap_runtime.job import DEVICES, DTYPES, one_of
 from nap_runtime.models.loading import load_model
 from nap_runtime.models.tokenizer import Tokenizer, load_tokenizer
 from nap_runtime.models.transformer import DiffusionTransformer
@@ -195,14 +195,20 @@ class Machine:
     batch: int | None = None
     compiled: bool = False
 
+    def __post_init__(self) -> None:
+        one_of("device", self.device, DEVICES)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("device: torch sees no CUDA device; use cpu", field="device")
+        if self.dtype is not None:
+            one_of("dtype", self.dtype, DTYPES)
+
 
 class _Runner:
     """Runs decodes with one network, into which the models' weights are loaded in turn (compiled code stays good)."""
 
     def __init__(self, driver: Driver, machine: Machine) -> None:
-        check_device(machine.device)
         self._driver, self._machine, self._device = driver, machine, torch.device(machine.device)
-        self._dtype = check_dtype(machine.dtype or driver.study.dtype)
+        self._dtype: torch.dtype = getattr(torch, machine.dtype or driver.study.dtype)
         self._network: DiffusionTransformer | None = None
         self._decoder: Decoder | None = None
         self._of: Model | None = None

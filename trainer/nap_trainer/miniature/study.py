@@ -13,6 +13,7 @@ from typing import Any, Self
 import yaml
 
 from nap_runtime.errors import UsageError
+from nap_runtime.job import DTYPES, one_of
 from nap_trainer.miniature.arms import Arm, Geometry, arm_of
 from nap_trainer.miniature.decoding import Setting
 from nap_trainer.miniature.problems import Split
@@ -124,6 +125,7 @@ class Study:
             raise UsageError("seeds: every arm needs at least one", field="seeds")
         for setting in (*self._grid(1), *(Setting.parse(f"{rule}-k1") for rule in self.order_rules)):
             assert setting.name  # parsed and checked by itself
+        one_of("dtype", self.dtype, DTYPES)
         if self.order > self.test or self.screen > self.dev:
             raise UsageError("order: at most `test`; screen: at most `dev`", field="order")
 
