@@ -27,7 +27,7 @@ from nap_runtime.models.shapes import make_model
 from nap_runtime.worker import Task
 from nap_trainer.miniature import ordering, stats
 from nap_trainer.miniature.arms import ARMS, Geometry, Tags, compact, fill, padded_prompts, prompts_of, regions
-from nap_trainer.miniature.decoding import Decoded, Decoder, Setting
+from nap_trainer.miniature.decoding import Compiled, Decoded, Decoder, Setting
 from nap_trainer.miniature.grading import read_answers
 from nap_trainer.miniature.problems import NO_ANSWER, Problems
 
@@ -235,6 +235,23 @@ def test_a_gpu_decodes_the_same(model: Any) -> None:
     decoded = there.run(prompts, arm, geometry, LIKELY, setting)
     for field in ("ids_nS", "step_mS", "committed_mS"):
         assert np.array_equal(getattr(decoded, field), getattr(here, field)), field
+
+
+@pytest.mark.soak  # compiling takes half a minute
+def test_compiled_rows_decode_the_same() -> None:
+    overrides = {"n_layers": 2, "d_model": 64, "n_heads": 4, "n_kv_heads": 4, "head_dim": 16, "d_ff": 96}
+    network = make_model("nap-tiny", seed=0, scale=10.0, vocab_size=100, **overrides)[1].requires_grad_(False)
+    geometry, cpu = Geometry(path_tokens=6, summary_tokens=4), torch.device("cpu")
+    prompts = [(20 + i, 21, 22) for i in range(20)]
+    compiled = Compiled(network)
+    for name, batch in (("nap", 8), ("cot", 20)):  # other layouts and batch sizes go through the same graph
+        runs = [
+            Decoder(model=model, dtype=torch.float32, device=cpu, batch=batch).run(
+                prompts, ARMS[name], geometry, TAGS, Setting.parse("ao-e0-k2")
+            )
+            for model in (network, compiled)
+        ]
+        assert (runs[0].ids_nS == runs[1].ids_nS).mean() > 0.99  # near-ties may turn
 
 
 def test_decode_survives_the_disk(tmp_path: Any) -> None:

@@ -183,6 +183,16 @@ def test_tables_hold_the_means(tmp_path: Path) -> None:
     )
 
 
+def test_every_seed_is_shown(tmp_path: Path) -> None:
+    results = made_up(tmp_path)
+    del results.tests["cot", 1, 4]
+    shares = [number(float(results.tests["nap", seed, 4].right_n.mean())) for seed in (0, 1)]
+    assert row_of(tables.by_seed(results, 4), "`nap`")[1:] == shares
+    assert row_of(tables.by_seed(results, 4), "`cot`")[2] == "missing"
+    fewer = replace(results, study=replace(results.study, seeds={"nap": 2, "cot": 1}))
+    assert row_of(tables.by_seed(fewer, 4), "`cot`")[2] == "–"
+
+
 def test_paths_and_votes_by_hand(tmp_path: Path) -> None:
     results = made_up(tmp_path)
     right = np.array([1, 1, 0, 0], dtype=bool)

@@ -123,6 +123,11 @@ def _paper_tables(results: Results, pictures: list[str]) -> Iterator[str]:
     yield from tables.accuracy_by_steps(results)
     yield ""
     yield from _picture(pictures, "accuracy-by-steps", "Accuracy and ARness by tokens a step")
+    for per_step in (k for k in (4, 1) if k in results.numbers):
+        yield f"Every training by itself, {_a_step(per_step)}:"
+        yield ""
+        yield from tables.by_seed(results, per_step)
+        yield ""
     yield "## Table 4: data and decoding"
     yield ""
     yield "NAP's canvas for all, end-of-text last, first seed, order problems. The paper's base is a pretrained model;"

@@ -119,6 +119,22 @@ def _cell(found: tuple[Interval, int, int] | None) -> str:
     return f"{spread(interval)} ({seeds} seed{'s' * (seeds > 1)}, n {n})"
 
 
+def by_seed(results: Results, per_step: int) -> list[str]:
+    """Accuracy of every training by itself."""
+    seeds = range(max(results.study.seeds.values()))
+    rows = []
+    for arm in results.arms:
+        found = [results.tests.get((arm, seed, per_step)) for seed in seeds]
+        wanted = results.study.seeds[arm]
+        cells = [UNDEFINED if s >= wanted else _share(record) for s, record in enumerate(found)]
+        rows.append([f"`{arm}`", *cells])
+    return table(["arm", *(f"seed {seed}" for seed in seeds)], rows)
+
+
+def _share(record: Record | None) -> str:
+    return MISSING if record is None else number(accuracy_of(record).value)
+
+
 def data_and_decoding(results: Results) -> list[str]:
     """Table 4: training data × decoding, all on NAP's canvas, first seed."""
     numbers = sorted(results.study.order_per_step, reverse=True)
