@@ -63,7 +63,7 @@ class ArmTrainer:
     def __init__(self, training: ArmTraining) -> None:
         self.training = training
         # One entry for each kind of canvas; the default limit would fall back to eager in silence.
-        torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
+        torch._dynamo.config.recompile_limit = 64
 
     def __call__(self, arm: Arm, seed: int, table: TrainingSet, folder: Path) -> Path:
         """See `TrainArm`."""
