@@ -74,6 +74,14 @@ class TrainLog:
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
         self._show(values)
 
+    def last(self) -> dict[str, Figure]:
+        """The figures of the last `train` line; none where there is no such line, or on another rank."""
+        file = self._out / NAME
+        if not self._active or not file.exists():
+            return {}
+        lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+        return next((dict(values) for values in reversed(list(lines)) if values["kind"] == "train"), {})
+
     def say(self, text: str) -> None:
         """One line for a person, on stderr."""
         if self._active:
