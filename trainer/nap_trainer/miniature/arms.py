@@ -219,16 +219,16 @@ def _fill_chunk(problems: Problems, arm: Arm, geometry: Geometry, tags: Tags) ->
 
 def _prompts(problems: Problems, geometry: Geometry, tags: Tags) -> tuple[Array, Array]:
     """Prompts and their lengths, −1 behind each."""
-    prompt_nP = problems.prompt_nP.astype(np.int64)
+    prompt_nP, wanted = problems.prompt_nP, geometry.prompt_tokens
     lengths_n = (prompt_nP >= 0).sum(1)
-    wanted = geometry.prompt_tokens
     if wanted is None:
         return prompt_nP, lengths_n
     if len(lengths_n) and lengths_n.max() > wanted:
         raise UsageError(f"prompt_tokens: a prompt of {lengths_n.max()} tokens exceeds {wanted}", field="prompt_tokens")
-    out_nP = np.full((len(prompt_nP), wanted), tags.eos_id, dtype=np.int64)
-    rows, cols = np.nonzero(prompt_nP >= 0)
-    out_nP[rows, cols + wanted - lengths_n[rows]] = prompt_nP[rows, cols]
+    out_nP = np.full((len(prompt_nP), wanted), tags.eos_id, dtype=np.int32)
+    for length in np.unique(lengths_n):
+        rows = np.flatnonzero(lengths_n == length)
+        out_nP[rows, wanted - length :] = prompt_nP[rows, :length]
     return out_nP, np.full_like(lengths_n, wanted)
 
 

@@ -220,7 +220,10 @@ class _Runner:
         problems = driver.problems(unit.split).take(slice(0, unit.count))
         prompts = prompts_of(problems, study.geometry, driver.tags)
         began = time.monotonic()
-        decoded = decoder.run(prompts, unit.arm, study.geometry, driver.tags, unit.setting)
+        try:
+            decoded = decoder.run(prompts, unit.arm, study.geometry, driver.tags, unit.setting)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(f"batch: {decoder.batch} canvases do not fit on the device; use fewer") from error
         seconds = time.monotonic() - began
         decoded.first(study.order).save(driver.store.decode(unit))
         steps = -(-study.geometry.rows // unit.setting.per_step)
