@@ -189,6 +189,8 @@ class DecodeConfig:
         how = self.sync.summary
         if how in ("consensus", "live") and self.picks_over == "canvas":
             raise UsageError(f"summary: '{how}' needs scope 'path', which has a summary phase", field="summary")
+        if self.sync.settle is not None and self.traits.remasks:
+            raise UsageError(f"settle: rule '{self.picks_by}' may mask again what is filled", field="settle")
         if how != "consensus":
             return
         if self.confidence != "max-prob":
@@ -227,12 +229,24 @@ class DecodeConfig:
     @property
     def reports_every(self) -> int:
         """R with its default applied."""
-        return self.control_every or (CONTROL_EVERY if self.traits.fixed or self.traits.remasks else 1)
+        counted = (self.traits.fixed or self.traits.remasks) and self.sync.settle is None
+        return self.control_every or (CONTROL_EVERY if counted else 1)
 
     @property
     def fast_block(self) -> int:
         """Slots of a block of `threshold` and `factor`, the default applied; the last may be shorter."""
         return self.block_length or FAST_BLOCK
+
+    def defaults_of_rule(self) -> dict[str, Any]:
+        """The values of fields that are not given but that rule, cache and reports go by."""
+        values: dict[str, Any] = {"control_every": self.reports_every}
+        if self.traits.value is not None:
+            values[self.traits.value[0]] = self.own_value
+        if self.traits.adaptive:
+            values["block_length"] = self.fast_block
+        if self.cache == "dkv":
+            values["cache_every"] = self.refresh_every
+        return values
 
     @property
     def refresh_every(self) -> int:
@@ -312,11 +326,21 @@ class DecodeJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LiveAnswer:
+    """What the summary would have been at a sync (summary `live`), and the answer in it, None where it holds none."""
+
+    step: int
+    answer: str | None
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeResult:
     """What one decode gives back.
 
     `answer` is None when the summary holds none; `correct` says whether it is the gold one ("$1,000" is 1000.0), None
-    without a gold answer. `record` is the trace, `metrics` every meter of the run.
+    without a gold answer. `record` is the trace, `metrics` every meter of the run. `live` holds the answer against the
+    step, with summary `live`.
     """
 
     job: DecodeJob
@@ -328,3 +352,4 @@ class DecodeResult:
     metrics: RunMetrics
     unknown_words: tuple[str, ...] = ()
     correct: bool | None = None
+    live: tuple[LiveAnswer, ...] = ()

@@ -29,6 +29,8 @@ class SyncPolicy:
             log-probabilities averaged. `live`: as `gather`, and at each sync it is also scored from what the paths
             hold so far.
         top: scores of a summary slot that each worker tells the others; `consensus` only (None: 32).
+        settle: stop the paths early, once the summary was the same at so many syncs in a row; `live` only (None:
+            never). What they left open is filled.
 
     Raises:
         UsageError: a value is unknown, or the mode does not use it.
@@ -42,6 +44,7 @@ class SyncPolicy:
     topology: Topology | None = None
     summary: SummaryMode | None = None
     top: int | None = None
+    settle: int | None = None
 
     def __post_init__(self) -> None:
         one_of("sync", self.mode, get_args(SyncMode))
@@ -79,6 +82,10 @@ class SyncPolicy:
             at_least("top", self.top, 1)
             if self.summary != "consensus":
                 raise UsageError("top: only summary 'consensus' uses it; leave it out", field="top")
+        if self.settle is not None:
+            at_least("settle", self.settle, 1)
+            if self.summary != "live":
+                raise UsageError("settle: only summary 'live' uses it; leave it out", field="settle")
 
     @property
     def period(self) -> int:

@@ -42,8 +42,18 @@ def test_two_gpus_give_one_gpus_ids(sync: SyncPolicy, temperature: float) -> Non
     assert together.record.final_ids.tolist() == alone.record.final_ids.tolist()
 
 
-@pytest.mark.parametrize("sync", [SyncPolicy("kv", every=4), SyncPolicy("tokens", every=3), SyncPolicy("none")],
-                         ids=lambda sync: sync.mode)  # fmt: skip
+STALE = [
+    SyncPolicy("kv", every=4),
+    SyncPolicy("tokens", every=3),
+    SyncPolicy("none"),
+    SyncPolicy("kv", overlap=True),
+    SyncPolicy("tokens", every=3, overlap=True),
+    SyncPolicy("kv", every=4, summary="consensus"),
+    SyncPolicy("tokens", every=2, summary="live", settle=2),
+]
+
+
+@pytest.mark.parametrize("sync", STALE, ids=lambda s: f"{s.mode}{'-overlap' * s.overlap}-{s.summary}")
 def test_the_simulation_gives_the_ids_of_real_workers(sync: SyncPolicy) -> None:
     simulated = run(sync, 0.0, workers=2, simulate=True)
     real = run(sync, 0.0, workers=2)

@@ -270,6 +270,39 @@ def test_json_has_the_contract_keys(nap: Nap, model: Path) -> None:
         assert values["tokens"][position] == token
 
 
+NEW_WAYS = [
+    ["--rule", "threshold", "--threshold", "0.3", "--scope", "path", "--sync", "kv", "--workers", "3", "--simulate"],
+    ["--rule", "p2", "--rule-arg", "eta=2", "--steps", "12"],
+    ["--layout", "plain", "--gen-length", "20", "--rule", "prophet", "--rule-arg", "answer=10:20", "--cfg", "1"],
+    ["--layout", "plain", "--gen-length", "20", "--rule", "factor", "--block-length", "8", "--cache", "dual"],
+    ["--layout", "plain", "--gen-length", "20", "--cache", "dkv", "--cache-every", "5", "--steps", "10"],
+    ["--sync", "kv", "--every", "3", "--overlap", "--summary", "consensus", "--workers", "2", "--simulate"],
+    ["--sync", "tokens", "--every", "3", "--summary", "live", "--settle", "2", "--workers", "3", "--simulate"],
+]
+
+
+@pytest.mark.parametrize("options", NEW_WAYS, ids=" ".join)
+def test_traces_of_every_way_are_verified_decoded_again_and_measured(
+    nap: Nap, model: Path, tmp_path: Path, options: list[str]
+) -> None:
+    trace = tmp_path / "t.nap"
+    ran = nap("decode", "--model", model, *options, "--trace", trace, "--json", QUESTION)
+    assert (ran.code, ran.err) == (0, "")
+    (values,) = ran.objects
+    again = nap("trace", "verify", trace, "--model", model)
+    assert (again.code, again.err) == (0, "")
+    assert "identical" in again.out
+    assert values["arness"]["all"]["tokens"] == len(values["order"])
+    assert nap("metrics", trace).code == 0
+    assert nap("trace", "show", trace).code == 0
+    order = tmp_path / "order.json"
+    order.write_text(nap("trace", "export", trace, "--format", "order").out)
+    assert nap("metrics", order).code == 0
+    assert ("live" in values) == ("live" in options)
+    for at in values.get("live", []):
+        assert set(at) == {"step", "answer", "summary"}
+
+
 def test_json_ids_do_not_depend_on_reports(nap: Nap, model: Path) -> None:
     often, seldom = (nap("decode", "--model", model, "--report-every", r, "--json", QUESTION) for r in (1, 50))
     assert often.objects[0]["tokens"] == seldom.objects[0]["tokens"]

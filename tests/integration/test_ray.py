@@ -104,6 +104,11 @@ POLICIES = [
     SyncPolicy("kv", every=2, warmup=3),
     SyncPolicy("none"),
     SyncPolicy("none", topology="isolated"),
+    SyncPolicy("tokens", every=2, overlap=True),
+    SyncPolicy("kv", overlap=True),
+    SyncPolicy("kv", every=3, warmup=1, overlap=True, summary="consensus"),
+    SyncPolicy("exact", summary="live"),
+    SyncPolicy("tokens", every=2, summary="live", settle=2),
 ]
 
 

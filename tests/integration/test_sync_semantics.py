@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nap_runtime.decoding.layout import CanvasLayout
+from nap_runtime.decoding.noise import Purpose, uniform
 from nap_runtime.decoding.state import Kind
 from nap_runtime.errors import WorkerError
 from nap_runtime.executor.inline import InlineExecutor
@@ -62,6 +64,8 @@ class SlowGroup:
         self.cache: list[Cache] = [{} for _ in self.workers]
         self.path_rows = [list(block.rows) for block in self.layout.paths]
         self.shared = [r for r in range(self.layout.size) if not any(r in rows for rows in self.path_rows)]
+        self.under_way: tuple[list[int], list[Cache]] | None = None  # what was sent a step ago, with overlap
+        self.provisional: dict[int, list[int]] = {}
 
     def own(self, worker: int) -> list[int]:
         return [row for path, rows in enumerate(self.path_rows) if self.worker_of[path] == worker for row in rows]
@@ -99,29 +103,53 @@ class SlowGroup:
             logits = [self.compute(worker, range(self.layout.size)) for worker in self.workers]
         elif mode == "exact" or step <= self.config.sync.warmup or (mode == "shared" and self.due(step)):
             logits = [self.compute_together()] * len(self.workers)
+            if mode == "exact" or step > self.config.sync.warmup:
+                self.note_summary(step, logits[0])
         else:
-            due = self.due(step)
-            self.learn_own_tokens()
-            if due and mode == "tokens":
-                for ids in self.ids:
-                    ids[:] = self.true.ids
-            if due and mode == "kv":
-                self.swap_own_keys()
+            told = self.exchange(step)
             rows = {"tokens": lambda _: range(self.layout.size), "kv": lambda w: [*self.own(w), *self.shared]}
-            pick = rows[mode] if due else self.own
+            pick = rows[mode] if told else self.own
             logits = [self.compute(worker, pick(worker)) for worker in self.workers]
+            if told:
+                self.note_summary(step, logits[0])
         for path in range(self.layout.n_paths):
             self.commit(step, path, self.true.quota(path, step), logits[self.worker_of[path]])
         if self.true.steps == 1:
             self.commit(step, self.layout.n_paths, self.true.summary_quota(step), logits[0])
+
+    def exchange(self, step: int) -> bool:
+        """Tell what is due; whether anything has arrived. With overlap it arrives a step later, as it was sent."""
+        self.learn_own_tokens()
+        now = (list(self.true.ids), [dict(cache) for cache in self.cache])
+        if not self.config.sync.overlap:
+            return self.due(step) and self.deliver(*now)
+        arrived, self.under_way = self.under_way, now if self.due(step) else None
+        return arrived is not None and self.deliver(*arrived)
+
+    def deliver(self, ids: list[int], caches: list[Cache]) -> bool:
+        if self.config.sync.mode == "kv":
+            self.swap_own_keys(caches)
+            return True
+        for worker in self.workers:
+            mine = self.own(worker)
+            self.ids[worker] = [self.true.ids[row] if row in mine else ids[row] for row in range(self.layout.size)]
+        return True
+
+    def note_summary(self, step: int, logits: dict[int, Tensor]) -> None:
+        """What the summary would be: the likeliest ids, without noise."""
+        if self.config.sync.summary == "live":
+            mask = self.layout.mask_id
+            self.provisional[step] = [
+                int(logits[slot - self.shift].index_fill(0, torch.tensor([mask]), -torch.inf).argmax())
+                for slot in self.layout.blocks[-1].slots
+            ]
 
     def learn_own_tokens(self) -> None:
         for worker in self.workers:
             for row in self.own(worker):
                 self.ids[worker][row] = self.true.ids[row]
 
-    def swap_own_keys(self) -> None:
-        before = [dict(cache) for cache in self.cache]
+    def swap_own_keys(self, before: list[Cache]) -> None:
         for reader in self.workers:
             for source in self.workers:
                 own = set(self.own(source))
@@ -130,6 +158,8 @@ class SlowGroup:
 
     def summary_step(self, step: int) -> None:
         """One refresh from the true canvas, then summary rows only, or a refresh at every step."""
+        if self.config.sync.summary == "consensus":
+            return self.consensus_step(step)
         again = self.config.sync.refreshes_every_step or step == self.true.path_steps
         if again:
             logits = self.compute_together()
@@ -137,6 +167,39 @@ class SlowGroup:
             self.ids[0][:] = self.true.ids
             logits = self.compute(0, list(self.layout.summary.rows))  # type: ignore[union-attr]
         self.commit(step, self.layout.n_paths, self.true.summary_quota(step), logits)
+
+    def consensus_step(self, step: int) -> None:
+        """Every worker scores the summary from what it knows; mean log-probabilities of the ids that any names."""
+        self.learn_own_tokens()
+        summary = self.layout.summary
+        views = []
+        for worker in self.workers:
+            for slot in summary.slots:  # type: ignore[union-attr]
+                self.ids[worker][slot] = self.true.ids[slot]
+            first = step == self.true.path_steps
+            rows = [*self.own(worker), *self.shared] if first else list(summary.rows)  # type: ignore[union-attr]
+            views.append(self.compute(worker, rows))
+        slots = [slot for slot in self.layout.blocks[-1].slots if slot in self.true.open]
+        found = {slot: self.agreed(slot, [view[slot - self.shift] for view in views], step) for slot in slots}
+        self.true.commit(self.layout.n_paths, self.true.summary_quota(step), found, step)
+
+    def agreed(self, slot: int, views: list[Tensor], step: int) -> tuple[float, int]:
+        top, named = self.config.sync.top or 32, {}
+        for view in views:
+            view = view.clone()
+            view[self.layout.mask_id] = -torch.inf
+            p = view.softmax(-1).tolist()
+            best = sorted(range(len(p)), key=lambda token: (-p[token], token))[:top]
+            named[len(named)] = ({token: p[token] for token in best}, (1 - sum(p[t] for t in best)) / (len(p) - top))
+        tokens = sorted({token for best, _ in named.values() for token in best})
+        means = {t: sum(log(best.get(t, rest)) for best, rest in named.values()) / len(views) for t in tokens}
+        noise = dict.fromkeys(tokens, 0.0)
+        if self.config.temperature:
+            ids, at = torch.tensor(tokens), torch.tensor(slot)
+            u = uniform(self.config.seed, ids=ids, positions=at, step=step, purpose=Purpose.TOKEN)
+            noise = dict(zip(tokens, (-torch.log(-torch.log(u))).tolist(), strict=True))
+        token = max(tokens, key=lambda t: (means[t] + self.config.temperature * noise[t], -t))
+        return means[token], token
 
     def run(self) -> None:
         for step in range(self.true.steps):
@@ -162,12 +225,29 @@ POLICIES = [
     SyncPolicy("exact"),
     SyncPolicy("tokens"),
     SyncPolicy("shared"),
+    SyncPolicy("kv", overlap=True),
+    SyncPolicy("kv", every=2, overlap=True),
+    SyncPolicy("kv", every=3, warmup=2, overlap=True),
+    SyncPolicy("tokens", overlap=True),
+    SyncPolicy("tokens", every=3, overlap=True),
+    SyncPolicy("tokens", every=2, warmup=1, topology="hub", overlap=True),
+    SyncPolicy("none", summary="consensus", top=5),
+    SyncPolicy("none", topology="isolated", summary="consensus"),
+    SyncPolicy("kv", every=3, summary="consensus", top=2),
+    SyncPolicy("kv", every=2, overlap=True, summary="consensus", top=90),
+    SyncPolicy("tokens", every=4, summary="consensus", top=1),
+    SyncPolicy("exact", summary="live"),
+    SyncPolicy("tokens", every=3, summary="live"),
+    SyncPolicy("shared", every=2, summary="live"),
+    SyncPolicy("kv", every=2, warmup=2, summary="live"),
+    SyncPolicy("kv", every=3, overlap=True, summary="live"),
 ]
 PLACEMENTS = [(0, 1), (0, 1, 2), (1, 0, 1), (1, 2, 0, 1)]
 
 
 def policy_name(policy: SyncPolicy) -> str:
-    return f"{policy.mode}-{policy.sees}-K{policy.period}-w{policy.warmup}"
+    more = "-overlap" * policy.overlap + (f"-{policy.summary}" if policy.summary else "")
+    return f"{policy.mode}-{policy.sees}-K{policy.period}-w{policy.warmup}{more}"
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=policy_name)
@@ -191,12 +271,13 @@ def test_every_worker_sees_what_the_design_says(
     got = decode_inline(model, layout, config, [prompt_of(m, 3)], placed)
     assert got.commits() == sorted(slow.true.commits)
     assert got.ids == [slow.true.ids]
+    assert {step: ids.tolist() for step, ids in got.records[0].provisional.items()} == slow.provisional
     verify(got.records[0])
 
 
 def test_the_policies_differ(tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any) -> None:
     """Otherwise the comparison above would prove little."""
-    run = (tiny_model("llada-tiny", 1), nap_layout((12, 12, 12)))
+    run = (tiny_model("llada-tiny", 1), nap_layout((12, 12, 12), summary=12))
     policies = [
         SyncPolicy("exact"),
         SyncPolicy("exact", topology="hub"),
@@ -206,6 +287,12 @@ def test_the_policies_differ(tiny_model: Any, nap_layout: Any, prompt_of: Any, d
         SyncPolicy("kv"),
         SyncPolicy("kv", every=4),
         SyncPolicy("shared", every=4),
+        SyncPolicy("kv", overlap=True),
+        SyncPolicy("kv", every=4, overlap=True),
+        SyncPolicy("tokens", overlap=True),
+        SyncPolicy("tokens", every=4, overlap=True),
+        SyncPolicy("none", summary="consensus"),
+        SyncPolicy("none", topology="isolated", summary="consensus"),
     ]
     decodes = [decode_inline(*run, DecodeConfig(paths=3, sync=p), [prompt_of(1)], 3).commits() for p in policies]
     assert len({tuple(commits) for commits in decodes}) == len(policies)
@@ -286,6 +373,21 @@ def test_wire_bytes_count_padding_and_peers(
         ]
 
 
+@pytest.mark.parametrize("mode", ["kv", "tokens"])
+def test_an_overlapped_exchange_sends_the_same_bytes_and_counts_its_time(
+    tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any, mode: Any
+) -> None:
+    run = (tiny_model("llada-tiny"), nap_layout((8, 8), ends=(94,)))
+    meters = [
+        decode_inline(*run, DecodeConfig(paths=2, sync=policy), [prompt_of(0)], 2).outcomes[1].meters
+        for policy in (SyncPolicy(mode, every=4), SyncPolicy(mode, every=4, overlap=True))
+    ]
+    for name in ("syncs", "payload_bytes", "wire_bytes"):
+        assert getattr(meters[0], name) == getattr(meters[1], name), name
+    assert meters[0].overlapped_seconds == 0
+    assert meters[1].overlapped_seconds > 0
+
+
 def test_one_worker_sends_nothing(tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any) -> None:
     for policy in (SyncPolicy("exact"), SyncPolicy("none"), SyncPolicy("tokens", every=2)):
         got = decode_inline(
@@ -296,11 +398,21 @@ def test_one_worker_sends_nothing(tiny_model: Any, nap_layout: Any, prompt_of: A
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
-@pytest.mark.parametrize(("mode", "youngest"), [("tokens", 0), ("kv", 1), ("shared", 0)])
+@pytest.mark.parametrize(
+    ("mode", "overlap", "youngest"),
+    [("tokens", False, 0), ("kv", False, 1), ("shared", False, 0), ("tokens", True, 1), ("kv", True, 2)],
+)
 def test_staleness_ranges(
-    tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any, mode: Any, youngest: int, every: int
+    tiny_model: Any,
+    nap_layout: Any,
+    prompt_of: Any,
+    decode_inline: Any,
+    mode: Any,
+    overlap: bool,
+    youngest: int,
+    every: int,
 ) -> None:
-    policy = SyncPolicy(mode, every=every)
+    policy = SyncPolicy(mode, every=every, overlap=overlap)
     config = DecodeConfig(paths=2, sync=policy)
     run = (tiny_model("llada-tiny"), nap_layout((12, 12), ends=(94,)))
     record = decode_inline(*run, config, [prompt_of(0)], 2).records[0]
@@ -308,12 +420,12 @@ def test_staleness_ranges(
         step - record.sources(worker, step)[1 - worker]
         for worker, steps in enumerate(record.forwards)
         for step in steps
-        if every <= step < record.path_steps  # before the first sync all ages are the step itself
+        if every + overlap <= step < record.path_steps  # before the first sync all ages are the step itself
     ]
     assert set(ages) == set(range(youngest, youngest + every))
     measured = staleness(record, policy)
     assert measured is not None
-    assert measured.max == max(youngest + every - 1, every - 1)
+    assert measured.max == max(youngest + every - 1, every - 1 + overlap)
 
 
 def test_exact_is_never_stale(tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any) -> None:
@@ -345,6 +457,9 @@ INVARIANT = [
     SyncPolicy("shared", every=2, warmup=1),
     SyncPolicy("kv", every=2),
     SyncPolicy("none"),
+    SyncPolicy("kv", every=2, overlap=True),
+    SyncPolicy("tokens", overlap=True),
+    SyncPolicy("none", summary="consensus"),
 ]
 
 

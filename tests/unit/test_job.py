@@ -82,6 +82,53 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: DecodeConfig(rule="confidence", sync=SyncPolicy("kv")), "sync"),
     (lambda: DecodeConfig(rule="confidence", sync=SyncPolicy("tokens", every=2)), "sync"),
     (lambda: DecodeConfig(layout="plain", sync=SyncPolicy("none")), "sync"),
+    (lambda: DecodeConfig(rule="confidence", sync=SyncPolicy("tokens", overlap=True)), "sync"),
+    (lambda: SyncPolicy("exact", overlap=True), "overlap"),
+    (lambda: SyncPolicy("shared", overlap=True), "overlap"),
+    (lambda: SyncPolicy("none", overlap=True), "overlap"),
+    (lambda: SyncPolicy("kv", overlap="yes"), "overlap"),  # type: ignore[arg-type]
+    (lambda: SyncPolicy("exact", summary="consensus"), "summary"),
+    (lambda: SyncPolicy("shared", summary="consensus"), "summary"),
+    (lambda: SyncPolicy("none", summary="live"), "summary"),
+    (lambda: SyncPolicy("kv", top=4), "top"),
+    (lambda: SyncPolicy("kv", summary="live", top=4), "top"),
+    (lambda: SyncPolicy("kv", summary="consensus", top=0), "top"),
+    (lambda: SyncPolicy("kv", settle=2), "settle"),
+    (lambda: SyncPolicy("kv", summary="live", settle=0), "settle"),
+    (lambda: DecodeConfig(rule="p2", scope="path", sync=SyncPolicy("kv", summary="live", settle=2)), "settle"),
+    (lambda: DecodeConfig(rule="confidence", sync=SyncPolicy("exact", summary="live")), "summary"),
+    (lambda: DecodeConfig(layout="plain", sync=SyncPolicy("exact", summary="live")), "summary"),
+    (lambda: DecodeConfig(confidence="margin", sync=SyncPolicy("kv", summary="consensus")), "confidence"),
+    (lambda: DecodeConfig(rule="prophet", scope="path", sync=SyncPolicy("kv", summary="consensus")), "summary"),
+    (lambda: DecodeConfig(rule="threshold", steps=4), "steps"),
+    (lambda: DecodeConfig(rule="factor", steps=4), "steps"),
+    (lambda: DecodeConfig(threshold=0.5), "threshold"),
+    (lambda: DecodeConfig(rule="factor", threshold=0.5), "threshold"),
+    (lambda: DecodeConfig(rule="threshold", threshold=1.5), "threshold"),
+    (lambda: DecodeConfig(rule="threshold", threshold=-0.5), "threshold"),
+    (lambda: DecodeConfig(rule="threshold", factor=1.0), "factor"),
+    (lambda: DecodeConfig(rule="factor", factor=float("nan")), "factor"),
+    (lambda: DecodeConfig(cfg=-1.0), "cfg"),
+    (lambda: DecodeConfig(cfg=float("inf")), "cfg"),
+    (lambda: DecodeConfig(rule="p2", block_length=4), "block_length"),
+    (lambda: DecodeConfig(rule="p2", rule_args={"schedule": "llada"}), "rule_args"),
+    (lambda: DecodeConfig(rule="p2", rule_args={"eta": "-1"}), "rule_args"),
+    (lambda: DecodeConfig(rule="p2", rule_args={"eta": "inf"}), "rule_args"),
+    (lambda: DecodeConfig(rule="p2", rule_args={"score": "best"}), "rule_args: score"),
+    (lambda: DecodeConfig(rule="prophet", rule_args={"answer": "0:4"}), "rule_args"),
+    (lambda: DecodeConfig(layout="plain", rule="prophet", rule_args={"answer": "4:4"}), "rule_args"),
+    (lambda: DecodeConfig(layout="plain", rule="prophet", rule_args={"answer": "-4:9"}), "rule_args"),
+    (lambda: DecodeConfig(layout="plain", rule="prophet", rule_args={"answer": "4"}), "rule_args"),
+    (lambda: DecodeConfig(rule="blockwise", cache="dual"), "cache"),
+    (lambda: DecodeConfig(layout="plain", rule="blockwise", scope="path", cache="dual"), "cache"),
+    (lambda: DecodeConfig(layout="plain", rule="blockwise", cache="triple"), "cache"),  # type: ignore[arg-type]
+    (lambda: DecodeConfig(layout="plain", rule="confidence", cache="dual"), "cache"),
+    (lambda: DecodeConfig(layout="plain", rule="threshold", cache="dkv"), "cache"),
+    (lambda: DecodeConfig(layout="plain", rule="p2", cache="dkv"), "cache"),
+    (lambda: DecodeConfig(layout="plain", rule="prophet", cache="dual"), "cache"),
+    (lambda: DecodeConfig(layout="plain", cache_every=4), "cache_every"),
+    (lambda: DecodeConfig(layout="plain", rule="blockwise", cache="dual", cache_every=4), "cache_every"),
+    (lambda: DecodeConfig(layout="plain", cache="dkv", cache_every=0), "cache_every"),
     (lambda: DecodeConfig.from_mapping({"step": 4}), "step"),
     (lambda: DecodeConfig.from_mapping({"sync": {"mode": "kv", "evry": 4}}), "evry"),
     (lambda: DecodeConfig.from_mapping({"steps": "4"}), "steps"),
@@ -124,6 +171,10 @@ def test_values_of_a_wrong_type_in_a_file_are_usage_errors(values: dict[str, Any
         DecodeConfig(paths=2, path_tokens=(4, 5), steps=9, seed=2**63 - 1, sync=SyncPolicy("kv", every=4, warmup=2)),
         DecodeConfig(layout="plain", gen_length=8, rule_args={"schedule": "dream"}),
         DecodeConfig(rule="blockwise", scope="path", block_length=4, sync=SyncPolicy("tokens", topology="hub")),
+        DecodeConfig(layout="plain", rule="threshold", threshold=0.8, block_length=8, cache="prefix", cfg=1.5),
+        DecodeConfig(layout="plain", cache="dkv", cache_every=4),
+        DecodeConfig(rule="p2", rule_args={"eta": "2", "score": "token"}),
+        DecodeConfig(sync=SyncPolicy("kv", every=4, overlap=True, summary="consensus", top=8)),
     ],
     ids=lambda config: f"{config.layout}-{config.picks_by}-{config.sync.mode}",
 )
@@ -144,6 +195,22 @@ def test_configs_are_frozen_and_copies_are_checked() -> None:
         DecodeConfig("nap")  # type: ignore[call-arg]
 
 
+def test_defaults_of_rules_without_quotas() -> None:
+    plain = DecodeConfig(layout="plain", rule="threshold")
+    assert (plain.own_value, plain.fast_block, plain.reports_every) == (0.9, 32, 1)
+    assert DecodeConfig(rule="factor", factor=2.0).own_value == 2.0
+    assert DecodeConfig(rule="factor").own_value == 1.0
+    assert DecodeConfig(rule="prophet").reports_every == 1
+    assert (DecodeConfig().reports_every, DecodeConfig(rule="p2").reports_every) == (8, 8)
+    assert DecodeConfig(rule="threshold", control_every=4).reports_every == 4
+    assert DecodeConfig(layout="plain", cache="dkv").refresh_every == 8
+
+
+def test_overlap_is_never_one_device() -> None:
+    assert not SyncPolicy("tokens", overlap=True).refreshes_every_step
+    assert not DecodeConfig(sync=SyncPolicy("tokens", overlap=True)).tokens_each_step
+
+
 def test_resolving_writes_every_default_out_and_changes_no_meaning() -> None:
     defaults = DecodeDefaults(paths=2, path_tokens=11, summary_tokens=5, gen_length=9, eos_weight=0.5)
     nap = resolve(DecodeConfig(), defaults)
@@ -156,3 +223,11 @@ def test_resolving_writes_every_default_out_and_changes_no_meaning() -> None:
     kept = resolve(given, defaults)
     assert (kept.paths, kept.path_tokens, kept.eos_weight, kept.sync.topology) == (4, 3, 0.0, "hub")
     assert resolve(kept, defaults) == kept
+    fast = resolve(DecodeConfig(layout="plain", rule="factor"), defaults)
+    assert (fast.factor, fast.threshold, fast.block_length, fast.control_every, fast.steps) == (1.0, None, 32, 1, None)
+    cached = resolve(DecodeConfig(layout="plain", cache="dkv"), defaults)
+    assert (cached.cache_every, cached.control_every, cached.block_length) == (8, 8, None)
+    agreed = resolve(DecodeConfig(sync=SyncPolicy("none", summary="consensus")), defaults)
+    assert (agreed.sync.top, agreed.sync.settle) == (32, None)
+    for resolved in (fast, cached, agreed):
+        assert resolve(resolved, defaults) == resolved

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nap_runtime.decoding.machine import (
+    Arrive,
     Control,
     Coordination,
     Finish,
@@ -32,13 +33,18 @@ ROWS = {
     Rows.OWN_AND_SHARED: "own+shared",
     Rows.OWN_AND_SHARE: "own+share",
     Rows.SUMMARY: "summary",
+    Rows.BLOCK: "block",
+    Rows.FROM_BLOCK: "from block",
+    Rows.CHANGED: "changed",
 }
 
 
 def say(todo: Instruction) -> str:
     """An instruction in a few words: step, rows, exchange inside the layers, phase."""
     if isinstance(todo, Sync):
-        return f"{todo.step} sync {todo.mode}"
+        return f"{todo.step} {'begin' if todo.overlap else 'sync'} {todo.mode}"
+    if isinstance(todo, Arrive):
+        return f"{todo.step} arrive {todo.mode}"
     if isinstance(todo, Summarise):
         return f"{todo.step} summarise"
     if isinstance(todo, Finish):
@@ -48,6 +54,8 @@ def say(todo: Instruction) -> str:
     words += ["lead"] if todo.lead_only else []
     words += [f"S{todo.summary}"] if todo.summary is not None else []
     words += [f"C{todo.canvas}"] if todo.canvas is not None else []
+    words += [f"block {todo.block}"] if todo.block is not None else []
+    words += ["live"] if todo.live else []
     return " ".join(words)
 
 
@@ -251,6 +259,93 @@ def test_layout_plain_has_no_summary(plain_layout: Any) -> None:
     plan = Plan.of(plain_layout(6), config, Assignment((0,)))
     assert plan.path_steps == 3
     assert run(Coordination(plan)) == ["0 all", "1 all", "2 all", "finish"]
+
+
+OVERLAPPED: dict[tuple[str, int, int], list[str]] = {
+    ("kv", 2, 0): [
+        "0 all",
+        "1 own",
+        *("2 begin kv", "2 own", "3 arrive kv", "3 own+shared"),
+        *("4 begin kv", "4 own", "5 arrive kv", "5 own+shared"),
+    ],
+    ("kv", 1, 0): [
+        "0 all",
+        *("1 begin kv", "1 own"),
+        *(t for s in range(2, 5) for t in (f"{s} arrive kv", f"{s} begin kv", f"{s} own+shared")),
+        *("5 arrive kv", "5 own+shared"),  # an exchange begun at 5 would tell nothing that is not gathered at 6
+    ],
+    ("tokens", 3, 1): [
+        *("0 all", "1 own+share /exact", "2 own", "3 own"),
+        *("4 begin tokens", "4 own", "5 arrive tokens", "5 all"),
+    ],
+}
+GATHERED = ["6 summarise", "6 all lead S1", "7 summary lead S1"]
+
+
+@pytest.mark.parametrize("policy", OVERLAPPED, ids=str)
+def test_an_overlapped_sync_begins_before_a_step_and_ends_before_the_next(
+    machine: Callable[..., Coordination], policy: tuple[Any, int, int]
+) -> None:
+    mode, every, warmup = policy
+    coordination = machine(SyncPolicy(mode, every=every, warmup=warmup, overlap=True))
+    assert run(coordination) == [*OVERLAPPED[policy], *GATHERED, "finish"]
+    sent = 1 if mode == "kv" else 0  # kv tells what was computed a step before it was sent, a step ago
+    for event in coordination.events:
+        if event.kind == mode:
+            assert event.sources == ((event.step - 1 - sent,) * 2,) * 2
+
+
+def test_an_exchange_under_way_is_dropped_when_the_paths_have_closed(machine: Callable[..., Coordination]) -> None:
+    coordination = machine(SyncPolicy("kv", every=2, overlap=True))
+    said = run(coordination, {3: CLOSED})
+    assert said == [*OVERLAPPED["kv", 2, 0][:4], *GATHERED, "finish"]
+    assert [(event.step, event.kind) for event in coordination.events] == [(6, "gather")]
+
+
+def test_with_consensus_nothing_is_gathered(machine: Callable[..., Coordination]) -> None:
+    coordination = machine(SyncPolicy("kv", every=2, summary="consensus"))
+    assert run(coordination) == [*MODES["kv", 1, 0][:1], "1 own", "2 sync kv", "2 own+shared", "3 own", "4 sync kv",
+                                 "4 own+shared", "5 own", "6 own+shared S1", "7 summary S1", "finish"]  # fmt: skip
+    last = [(event.step, event.kind, event.sources[0][0]) for event in coordination.events[-2:]]
+    assert last == [(6, "consensus", 3), (7, "consensus", 3)]
+
+
+def test_live_scores_the_summary_at_syncs(machine: Callable[..., Coordination]) -> None:
+    said = run(machine(SyncPolicy("tokens", every=2, warmup=1, summary="live")))
+    assert [text for text in said if "live" in text] == ["3 all live", "5 all live"]
+    said = run(machine(SyncPolicy("exact", summary="live")))
+    assert [text for text in said if "live" in text] == [f"{step} own+share /exact live" for step in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "said"),
+    [
+        (
+            {"cache": "dual", "rule": "blockwise", "steps": 6},
+            {},
+            ["0 all C1 block 0", "1 block C1 block 0", "2 block C1 block 0", "3 all C1 block 1", "4 block C1 block 1",
+             "5 block C1 block 1"],
+        ),
+        (
+            {"cache": "prefix", "rule": "threshold"},
+            {2: Control(blocks_done=1)},
+            ["0 all C3 block 0", "1 from block C3 block 0", "3 all C3 block 1", "4 from block C3 block 1",
+             "5 from block C3 block 1"],
+        ),
+        ({"cache": "dual", "rule": "threshold"}, {1: Control(blocks_done=2)}, ["0 all C3 block 0"]),
+        (
+            {"cache": "dkv", "rule": "confidence", "steps": 6, "cache_every": 4, "block_length": None},
+            {},
+            ["0 all C1", "1 changed C1", "2 changed C1", "3 changed C1", "4 all C1", "5 changed C1"],
+        ),
+    ],
+    ids=lambda value: value.get("cache") if isinstance(value, dict) else None,
+)  # fmt: skip
+def test_caches_leave_rows_out_and_blocks_are_left_when_they_are_done(
+    plain_layout: Any, options: dict[str, Any], words: dict[int, Control], said: list[str]
+) -> None:
+    config = DecodeConfig(layout="plain", **{"block_length": 3, **options})
+    assert run(Coordination(Plan.of(plain_layout(6), config, Assignment((0,)))), words) == [*said, "finish"]
 
 
 CLOSED, DONE, CANCEL = (

@@ -166,6 +166,13 @@ SYNC = (
         "gather",
         metavar=_choices(job.SummaryMode),
     ),
+    Option(
+        "settle",
+        "syncs in a row at which the summary must be the same to stop the paths early, of summary live",
+        "paths are not stopped early",
+        integer,
+        "N",
+    ),
     Option("top", "ids of a summary slot that each worker names, of summary consensus", str(CONSENSUS_TOP), integer),
 )
 PLACE = (
@@ -178,8 +185,8 @@ PLACE = (
     Option("batch-size", "prompts of one length decoded together", "1", integer, "N"),
     Option(
         "report-every",
-        "steps between reports, off the critical path; the ids do not depend on it",
-        f"{job.CONTROL_EVERY}; 1 for threshold, factor and prophet",
+        "steps between reports, off the critical path; without --settle the ids do not depend on it",
+        f"{job.CONTROL_EVERY}; 1 for threshold, factor and prophet, and with --settle",
         integer,
         "R",
         "control_every",

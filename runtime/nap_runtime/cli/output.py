@@ -18,7 +18,7 @@ from nap_runtime.cli.settings import Settings
 if TYPE_CHECKING:
     from nap_runtime.executor.base import WorkerPlace
     from nap_runtime.executor.coordinator import JobFailure
-    from nap_runtime.job import DecodeResult
+    from nap_runtime.job import DecodeResult, LiveAnswer
     from nap_runtime.metrics.report import RunMetrics
 
 SCHEMA = "nap.decode/1"
@@ -73,6 +73,8 @@ def result_json(result: DecodeResult, settings: Settings, places: Sequence[Worke
         "unknown_words": list(result.unknown_words),
         "commit": commit(),
     }
+    if settings.config.sync.summary == "live":
+        values["live"] = [asdict(answer) for answer in result.live]
     if result.job.gold is not None:
         values |= {"gold": result.job.gold, "correct": result.correct}
     return values
@@ -100,7 +102,14 @@ def _texts(result: DecodeResult) -> list[Row]:
         return [("text", result.summary)]
     owners = result.record.assignment.worker_of
     rows = [(f"path {j + 1}", f"[worker {owners[j]}] {text}") for j, text in enumerate(result.paths)]
-    return [*rows, ("summary", result.summary)]
+    live = [(f"at step {answer.step}", answer.summary) for answer in _changes(result.live)]
+    return [*rows, *live, ("summary", result.summary)]
+
+
+def _changes(live: Sequence[LiveAnswer]) -> list[LiveAnswer]:
+    """Where a provisional summary differs from the one before."""
+    pairs = zip([None, *live], live, strict=False)
+    return [answer for before, answer in pairs if before is None or before.summary != answer.summary]
 
 
 def answer_line(result: DecodeResult) -> str:

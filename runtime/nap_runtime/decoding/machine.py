@@ -269,7 +269,8 @@ class Coordination:
         kind = self._arriving(kind)
         self._advance()
         if kind == "exact":
-            return self._live(self._exact(plain))
+            todo = self._exact(plain)  # in a warm-up step no worker has all of the summary's rows
+            return self._live(todo) if self._sync.mode == "exact" else todo
         if kind == "shared":
             self._fresh(step, "shared")
             return self._live(replace(plain, rows=Rows.OWN_AND_SHARED, layerwise=Layerwise.PARTIALS))

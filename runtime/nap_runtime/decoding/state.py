@@ -123,6 +123,12 @@ class CanvasState:
         none_BS = torch.zeros_like(masked_BS, dtype=torch.int64)
         self._put(region.positions_S, fill_BS, none_BS + fill_id, none_BS, step, Kind.FILL)
 
+    def give_up(self, region: Region, canvases_B: Tensor, fill_id: int, step: int) -> None:
+        """Fill what is left of a block on some canvases (bool [B])."""
+        fill_BS = self.masked[:, region.positions_S] & canvases_B.unsqueeze(-1)
+        none_BS = torch.zeros_like(fill_BS, dtype=torch.int64)
+        self._put(region.positions_S, fill_BS, none_BS + fill_id, none_BS, step, Kind.FILL)
+
     def closed(self, region: Region) -> Tensor:
         """Whether the block has an end id with no masked slot before it. Bool [B]."""
         ids_BS, masked_BS = self.ids[:, region.positions_S], self.masked[:, region.positions_S]

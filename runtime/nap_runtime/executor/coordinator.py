@@ -19,7 +19,7 @@ from nap_runtime.decoding.record import DecodeRecord
 from nap_runtime.errors import CancelledError, DecodeError, NapError, WorkerLostError
 from nap_runtime.executor.base import Executor, Repair
 from nap_runtime.executor.progress import Common, Earlier, Progress
-from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult
+from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult, LiveAnswer
 from nap_runtime.metrics.answers import extract_boxed, same_answer
 from nap_runtime.metrics.report import RunMetrics
 from nap_runtime.models.loading import ModelCard
@@ -236,7 +236,13 @@ class Coordinator:
             metrics=RunMetrics.of(record, meters),
             unknown_words=() if tokenizer is None else tuple(tokenizer.unknown_words(job.question)),
             correct=None if job.gold is None else same_answer(answer, job.gold),
+            live=tuple(self._live(record)),
         )
+
+    def _live(self, record: DecodeRecord) -> Iterator[LiveAnswer]:
+        for step, ids in sorted(record.provisional.items()):
+            summary = self.text(ids, record.layout.end_ids[-1])
+            yield LiveAnswer(step=step, answer=extract_boxed(summary), summary=summary)
 
     def text(self, ids: Ids, end_ids: Sequence[int]) -> str:
         """Text of a block's slots up to its first end id; ids in brackets where the model has no tokenizer."""

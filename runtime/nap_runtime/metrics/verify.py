@@ -72,7 +72,10 @@ def _check_coordination(record: DecodeRecord) -> None:
 
     Syncs may be missing only at the end of a phase, where every path was closed and nobody ran any more.
     """
+    patient = config_of(record).sync.settle is not None
     for delta in record.deltas:
+        if patient and delta.kind is Kind.FILL and 0 <= delta.worker < len(record.forwards):
+            continue  # paths are left as they are by a word of the lead's, whatever a worker does then
         if not 0 <= delta.worker < len(record.forwards) or delta.step not in record.forwards[delta.worker]:
             raise RecordError(f"trace: worker {delta.worker} commits at step {delta.step} without a forward")
     wanted = _planned_syncs(record)
@@ -167,7 +170,8 @@ class _Replay:
 
     def __init__(self, record: DecodeRecord, schedule: UnmaskingSchedule) -> None:
         self.record, self.schedule, self.blocks = record, schedule, record.layout.blocks
-        self.traits = config_of(record).traits
+        config = config_of(record)
+        self.traits, self.patient = config.traits, config.sync.settle is not None
         self.ids = record.layout.initial_ids(record.prompt_ids)
         self.masked = np.zeros(record.layout.size, dtype=np.bool_)
         self.masked[list(record.layout.slots)] = True
@@ -230,7 +234,9 @@ class _Replay:
         if len(again) and not remask:
             raise RecordError(f"{where}: position {again[0]} was committed before")
         if delta.kind is Kind.FILL:
-            for block in self.blocks:
+            # Once the summary has settled, paths are left as they are, closed or not.
+            must_be_closed = self.blocks[-1:] if self.patient else self.blocks
+            for block in must_be_closed:
                 if _inside(delta.positions, block).any() and not self._closed(block):
                     raise RecordError(f"{where}: fills the block at {block.slots.start}, which is not closed")
         self.ids[delta.positions], self.masked[delta.positions] = delta.ids, remask

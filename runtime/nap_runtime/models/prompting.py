@@ -14,6 +14,7 @@ from nap_runtime.job import DecodeConfig
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.tokenizer import Tokenizer
+from nap_runtime.policy import CONSENSUS_TOP
 
 _Blocks = tuple[tuple[int, ...], ...]  # ids of each block, the summary's last
 
@@ -51,7 +52,7 @@ class DecodeDefaults:
 
 def resolve(config: DecodeConfig, defaults: DecodeDefaults) -> DecodeConfig:
     """The same config with every default written out, so that a record or a printed config repeats the run."""
-    changes: dict[str, Any] = {"rule": config.picks_by, "scope": config.picks_over}
+    changes: dict[str, Any] = {"rule": config.picks_by, "scope": config.picks_over, **config.defaults_of_rule()}
     nap = config.layout == "nap"
     wanted: tuple[str, ...] = ("paths", "path_tokens", "summary_tokens") if nap else ("gen_length",)
     if config.ranks_by_confidence:
@@ -64,7 +65,8 @@ def resolve(config: DecodeConfig, defaults: DecodeDefaults) -> DecodeConfig:
     if nap and isinstance(config.path_tokens, tuple):
         changes["paths"] = config.n_paths
     summary = (config.sync.summary or "gather") if nap else None
-    changes["sync"] = replace(config.sync, topology=config.sync.sees, summary=summary)
+    top = config.sync.top or (CONSENSUS_TOP if summary == "consensus" else None)
+    changes["sync"] = replace(config.sync, topology=config.sync.sees, summary=summary, top=top)
     return replace(config, **changes)
 
 

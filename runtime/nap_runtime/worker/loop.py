@@ -36,6 +36,7 @@ from nap_runtime.worker.denoiser import Denoiser as Denoiser
 from nap_runtime.worker.reporting import Report, Reporter
 from nap_runtime.worker.resources import Resources
 from nap_runtime.worker.selection import Selector
+from nap_runtime.worker.settling import Settling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +144,9 @@ class _Run:
         )
         self.selector = Selector(self.plan, self.denoiser, self.resources, self.state, self.rank)
         self._on_report = on_report
+        self._settling = self._watch_summary(len(task.prompts))
+        self.reporter.settling = self._settling
+        self._given_up = [0] * len(task.prompts)  # canvases whose summary has settled
         self.forwards: list[int] = []
         self._told_forwards = self._told_events = 0
         self._paths = self.plan.assignment.paths_of(self.rank)
@@ -156,6 +160,12 @@ class _Run:
         self._report_early = range(1, 3) if task.report_early else range(0)  # a GPU's copy is read one report later
         self._dirty = False  # a row was committed and not computed since
         self._beside: Beside | None = None  # an exchange under way beside the steps
+
+    def _watch_summary(self, batch: int) -> Settling | None:
+        settle, device = self.config.sync.settle, self.state.ids.device
+        if settle is None:
+            return None
+        return Settling(settle, batch=batch, slots=self.layout.summary_budget, device=device)
 
     # -- instructions -------------------------------------------------------------------------------------------
 
@@ -223,13 +233,33 @@ class _Run:
 
     def _commit(self, step: Step, quotas: dict[int, int], hidden_BRD: Tensor) -> bool:
         """Commit what is due; whether a row may have changed by it."""
-        if step.live and (would_be := self.selector.provisional(step, hidden_BRD)) is not None:
-            self.reporter.provisional(step.step, self.resources.own_summary_slots, would_be.ids, would_be.scores)
+        if step.live:
+            self._note_summary(step, hidden_BRD)
         if step.canvas is not None:
             self.selector.canvas(step, hidden_BRD)
             return step.canvas > 0
         self.selector.paths(step, quotas, hidden_BRD)
         return self.selector.summary(step, hidden_BRD) or bool(quotas)
+
+    def _note_summary(self, step: Step, hidden_BRD: Tensor) -> None:
+        """Report what the summary would be, and see whether it has settled."""
+        would_be, own_S = self.selector.provisional(step, hidden_BRD), self.resources.own_places
+        if would_be is None:
+            return
+        slots = self.resources.own_summary_slots
+        self.reporter.provisional(step.step, slots, would_be.ids[:, own_S], would_be.scores[:, own_S])
+        if self._settling is not None:
+            self._settling.note(step.step, would_be.ids)
+
+    def _give_up(self, settled: list[int], step: int) -> None:
+        """Leave the paths of canvases whose summary has settled as they are: what they lack is filled."""
+        if step >= self.plan.path_steps or not any(settled) or settled == self._given_up:
+            return
+        self._given_up = settled
+        canvases_B = torch.tensor(settled, dtype=torch.bool, device=self.state.ids.device)
+        for path in self._paths:
+            self.state.give_up(self.resources.regions[path], canvases_B, self.layout.fill_id, step - 1)
+        self._dirty = True
 
     def _own_quotas(self, step: Step) -> dict[int, int]:
         """Quota of each own path; none once the host knows that they are all closed."""
@@ -267,9 +297,11 @@ class _Run:
         step, period = self.machine.step, self.config.reports_every
         if not self.machine.between_steps or step == self.reporter.step:
             return None
+        self.reporter.collect()
+        word = self._control_word(step, as_of=step - period) if step % period == 0 else None
         if step % period == 0 or step % self._report_every == 0 or step in self._report_early:
             self.reporter.report(step)
-        return self._control_word(step, as_of=step - period) if step % period == 0 else None
+        return word
 
     def _control_word(self, step: int, *, as_of: int) -> Control | None:
         """Read what all told R steps ago, and tell the group what was done R steps ago.
@@ -278,7 +310,8 @@ class _Run:
         """
         word = None
         if self._pending is not None:
-            go, paths_closed, all_closed, blocks = merge_flags(self._pending.wait())
+            go, paths_closed, all_closed, blocks, *stop = merge_flags(self._pending.wait())
+            self._give_up(stop, step)
             word = Control(
                 cancel=not go, paths_closed=bool(paths_closed), all_closed=bool(all_closed), blocks_done=blocks
             )
@@ -286,7 +319,10 @@ class _Run:
         self._own_done = paths is not None and paths <= as_of
         all_done = everything is not None and everything <= as_of
         blocks_done = self.reporter.blocks_done(as_of)
-        flags = (int(not self._cancelled()), int(self._own_done), int(all_done), blocks_done)
+        settled = self.reporter.settled(as_of)
+        if self.rank != 0 and self.config.sync.mode != "exact":
+            settled = (1,) * len(settled)  # it does not know, so it has no objection
+        flags = (int(not self._cancelled()), int(self._own_done), int(all_done), blocks_done, *settled)
         self._pending = self._control_comm.start_flags(flags)
         return word
 

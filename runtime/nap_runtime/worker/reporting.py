@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nap_runtime.decoding.record import CanvasDelta, SyncEvent, deltas_between
 from nap_runtime.decoding.state import CanvasState, Kind
+from nap_runtime.worker.settling import Settling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,24 +65,31 @@ class Reporter:
         self._provisional: list[tuple[int, npt.NDArray[np.int64], Tensor, Tensor]] = []
         self._copied: list[tuple[int, npt.NDArray[np.int64]]] = []  # whose ids and scores are under way
         self._blocks_done_at: list[int | None] = [None] * len(blocks)
+        self.settling: Settling | None = None
+        self._settled_at: list[int] = []
         self._reported = self.step = begin
         self.paths_done_at: int | None = None  # the canvas step from which no own path slot is masked
         self.all_done_at: int | None = None  # the same for every slot the worker answers for
 
     def report(self, step: int, *, last: bool = False) -> None:
-        """Send off the state as of `step`; read what has arrived."""
+        """Send off the state as of `step`. On a CPU, and at the end, it arrives at once."""
         self.step = step
         cuda = self._state.ids.device.type == "cuda"
-        if cuda:
-            self._read()
+        self.collect()
         self._waiting = self._copy(step, cuda)
         if last or not cuda:
-            self._read()
+            self.collect()
 
     def blocks_done(self, as_of: int) -> int:
         """How many of the leftmost blocks were done on every canvas at a step that is reported."""
         done = (at is not None and at <= as_of for at in self._blocks_done_at)
         return sum(1 for _ in takewhile(bool, done))
+
+    def settled(self, as_of: int) -> tuple[int, ...]:
+        """For each canvas 1 where its summary had settled by a step that is reported; nothing where nobody watches."""
+        if self.settling is None:
+            return ()
+        return tuple(int(0 <= at < as_of) for at in self._settled_at or [-1] * len(self._state.ids))
 
     def provisional(self, step: int, slots: Sequence[int], ids_BS: Tensor, scores_BS: Tensor) -> None:
         """Report what some slots would get at a step, with the next report."""
@@ -98,6 +106,8 @@ class Reporter:
             sources |= {f"ids {number}": ids, f"score {number}": scores}
         self._copied = [(at_step, slots) for at_step, slots, _, _ in self._provisional]
         self._provisional = []
+        if self.settling is not None:
+            sources["settled"] = self.settling.at
         if not cuda:
             return step, sources, None
         copies = {}
@@ -108,7 +118,8 @@ class Reporter:
         event.record()
         return step, copies, event
 
-    def _read(self) -> None:
+    def collect(self) -> None:
+        """Read the last report, if it has not been read."""
         if self._waiting is None:
             return
         step, tensors, event = self._waiting
@@ -120,6 +131,7 @@ class Reporter:
         self.paths_done_at = _done_at(masked[:, self._is_path], arrays["step"][:, self._is_path])
         self.all_done_at = _done_at(masked, arrays["step"])
         self._blocks_done_at = [_done_at(masked[:, here], arrays["step"][:, here]) for here in self._in_block]
+        self._settled_at = arrays["settled"].tolist() if "settled" in arrays else []
         first, self._reported = self._reported, step
         if self._on_report is not None:
             deltas = tuple(self._deltas(arrays, canvas, first, step - 1) for canvas in range(len(masked)))

@@ -64,6 +64,7 @@ class Resources:
         )
         self._computed: dict[tuple[Rows, Layerwise, int | None], ComputedRows] = {}
         self._scored: dict[tuple[Rows, int | None, tuple[int, ...]], ScoredSlots] = {}
+        self._blocks: dict[int, Region] = {}
         self._candidates: dict[tuple[tuple[int, ...], int], CandidateExchange] = {}
         self._consensus: ConsensusExchange | None = None
         self._changed: Tensor | None = None  # the rows of the step, where each canvas has its own
@@ -119,6 +120,12 @@ class Resources:
         summary = self._layout.summary
         return () if summary is None else tuple(s for s in self.partition[self._rank] if s in summary.slots)
 
+    @cached_property
+    def own_places(self) -> Tensor:
+        """The same, counted from the summary's first."""
+        summary = self._layout.summary
+        return self._tensor([] if summary is None else [slot - summary.slots.start for slot in self.own_summary_slots])
+
     def candidates(self, slots: tuple[int, ...], values: int) -> CandidateExchange:
         """The exchange of candidates, of so many values each, for a region that several workers score."""
         if (slots, values) not in self._candidates:
@@ -144,13 +151,16 @@ class Resources:
 
     def block(self, block: int) -> Region:
         """The same as a region."""
-        return Region(self._tensor(self.slots_of(block)), self.all_slots.end_ids_E)
+        if block not in self._blocks:
+            self._blocks[block] = Region(self._tensor(self.slots_of(block)), self.all_slots.end_ids_E)
+        return self._blocks[block]
 
     def scored(self, step: Step, slots: tuple[int, ...]) -> ScoredSlots:
         """Where the logits of `slots` come from in a step."""
         key = step.rows, step.block, slots
         if step.rows is Rows.CHANGED:
-            return ScoredSlots(self._tensor(slots), self._places(self._tensor(slots) - self._shift))
+            everything_S = self.all_slots.positions_S
+            return ScoredSlots(everything_S, self._places(everything_S - self._shift))
         if key not in self._scored:
             place = {row: index for index, row in enumerate(self._rows(step.rows, self._rank, step.block))}
             head = [place[slot - self._shift] for slot in slots]
@@ -178,9 +188,13 @@ class Resources:
     def _changed_rows(self, step: int) -> ComputedRows:
         self._changed = changed_rows(self._state, self._plan.schedule, step, shift=self._shift)
         rows_BR = self._changed.repeat(self._views, 1)
-        mask_NN = self._mask(range(self._layout.size))
+        mask_NN = self._mask_of_all
         mask_B1RN = None if mask_NN is None else mask_NN[rows_BR].unsqueeze(1)
         return ComputedRows(rows_BR, ScatterAttention(self._store, rows_BR, mask_B1RN))
+
+    @cached_property
+    def _mask_of_all(self) -> Tensor | None:
+        return self._mask(range(self._layout.size))
 
     def inputs(self, rows: Tensor) -> Tensor:
         """Ids of the rows, [B, R]; with guidance [2B, R], later once more with a masked prompt."""

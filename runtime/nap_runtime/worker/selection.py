@@ -85,9 +85,15 @@ class Selector:
         self._commit(step.step, region, step.canvas or 0, candidates, block=None, close=resources.regions)
 
     def provisional(self, step: Step, hidden_BRD: Tensor) -> Candidates | None:
-        """What the summary slots that this worker answers for would get now; None where it answers for none."""
-        slots = self._resources.own_summary_slots
-        return self._candidates(step, slots, hidden_BRD, temperature=0.0) if slots else None
+        """What the summary's slots would get now, without noise; None on a worker that does not know.
+
+        Under `exact` all know, because each tells what it has scored; else the lead does.
+        """
+        assert self._layout.summary is not None
+        slots = tuple(self._layout.summary.slots)
+        if self._config.sync.mode == "exact":
+            return self._gathered(step, slots, hidden_BRD, temperature=0.0)
+        return self._candidates(step, slots, hidden_BRD, temperature=0.0) if self._rank == 0 else None
 
     # -- picking ------------------------------------------------------------------------------------------------
 
@@ -191,13 +197,15 @@ class Selector:
             return scores_BS
         return torch.where(self._state.masked[:, slots_S], scores_BS, scores_BS * self._eta)
 
-    def _gathered(self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor) -> Candidates:
+    def _gathered(
+        self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor, temperature: float | None = None
+    ) -> Candidates:
         """Candidates of a region that several workers score."""
         if not self._several or step.step == 0:  # at the first step every worker computes the whole canvas
-            return self._candidates(step, slots, hidden_BRD)
+            return self._candidates(step, slots, hidden_BRD, temperature)
         wanted = set(slots)
         mine = tuple(slot for slot in self._resources.partition[self._rank] if slot in wanted)
-        own = self._candidates(step, mine, hidden_BRD)
+        own = self._candidates(step, mine, hidden_BRD, temperature)
         values = [own.ids.double(), own.scores.double()] + ([] if own.gaps is None else [own.gaps.double()])
         ids, *others = self._resources.candidates(slots, len(values)).run(torch.stack(values))
         return Candidates(ids.long(), *others)
