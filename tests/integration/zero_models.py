@@ -21,6 +21,7 @@ from zero_worker import (
     TOKENS,
     canvases,
     distance,
+    hostile,
     more,
     refused,
     resume,
@@ -81,7 +82,7 @@ def build(ranks: Ranks, out: Path) -> None:
     assert [given for given, _ in read] == [size if ranks.leads else 0 for _, size in read]
     assert max(size for _, size in read) == largest
     engine = ZeroEngine.start(model, zero=zero, optimizer=OptimizerConfig(), ranks=ranks)
-    expected, ids_BN = load_model(out / "deep").model, share(ranks)[0][0]
+    expected, ids_BN = load_model(out / "deep", device=ranks.device).model, share(ranks)[0][0]
     with torch.no_grad():
         assert torch.equal(engine(ids_BN), expected(ids_BN))
     engine.close()
@@ -102,7 +103,7 @@ def missing(ranks: Ranks, out: Path) -> None:
 
 def export(ranks: Ranks, out: Path) -> None:
     """What is exported and loaded again gives the logits of the engine."""
-    ids_BN = canvases()[0][0]
+    ids_BN = canvases()[0][0].to(ranks.device)
     for shape in SHAPES:
         for spread, dtype in [("3", torch.float32), ("3-bfloat16", torch.bfloat16), ("1-bfloat16", torch.float32)]:
             _, engine = start(ranks, spread, shape)
@@ -110,7 +111,7 @@ def export(ranks: Ranks, out: Path) -> None:
             place = out / f"export-{shape}-{spread}"
             engine.export(shape_config(shape), place, dtype=dtype, max_shard_bytes=60_000)
             ranks.barrier()
-            loaded = load_model(place, dtype=torch.bfloat16 if "16" in spread else torch.float32)
+            loaded = load_model(place, dtype=torch.bfloat16 if "16" in spread else torch.float32, device=ranks.device)
             assert loaded.config == shape_config(shape)
             with torch.no_grad(), engine.gathered():
                 assert torch.equal(loaded.model(ids_BN), engine(ids_BN)), (shape, spread)
@@ -135,7 +136,7 @@ class Chunked(nn.Module):
         self.model = model
 
     def forward(self, ids_BN: Tensor, targets_BN: Tensor) -> Tensor:
-        rows = torch.arange(ids_BN.shape[1])
+        rows = torch.arange(ids_BN.shape[1], device=ids_BN.device)
         hidden_XD = self.model.forward_rows(ids_BN, rows, CanvasAttention()).flatten(0, 1)
         chunks = zip(hidden_XD.split(5), targets_BN.flatten().split(5), strict=True)
         return torch.stack([checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in chunks]).sum()
@@ -157,7 +158,7 @@ def wrapped(ranks: Ranks, out: Path) -> None:
             for _ in range(3):
                 loss = engine(*share(ranks)[0]) / (TOKENS * ranks.world)
                 engine.backward(loss)
-                curve += [float(ranks.total(loss.detach().clone())), float(engine.step())]
+                curve += [float(ranks.total(loss.detach().cpu())), float(engine.step())]
             curves.append(curve)
             engine.close()
         for found, rtol in zip(curves[1:], (1e-4, 3e-2), strict=True):
@@ -183,7 +184,7 @@ def adapted(ranks: Ranks, spread: str) -> ZeroEngine:
 
 def lora(ranks: Ranks, out: Path) -> None:
     """Only adapters train; a checkpoint goes on exactly; the merged export has the adapted logits."""
-    ids_BN, (_, base) = canvases()[0][0], make_model("dream-tiny", seed=1, scale=3.0)
+    ids_BN, (_, base) = canvases()[0][0].to(ranks.device), make_model("dream-tiny", seed=1, scale=3.0)
     for spread in ("0", "2", "3", "1-bfloat16"):
         engine = adapted(ranks, spread)
         curve = train(engine, ranks, 0, SAVED)
@@ -201,10 +202,10 @@ def lora(ranks: Ranks, out: Path) -> None:
             kept = torch.allclose(before, after, rtol=1e-2, atol=1e-3)
             assert kept != name.endswith(("qkv.weight", "down.weight")), (spread, name)
         with torch.no_grad():
-            far = distance(engine(ids_BN).float(), exported(ids_BN))
+            far = distance(engine(ids_BN).float().cpu(), exported(ids_BN.cpu()))
         assert far < (3e-2 if "16" in spread else 1e-5), (spread, far)
         engine.close()
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], (resume, more, refused, build, export, blocked, wrapped, lora, missing)))
+    sys.exit(run(sys.argv[1:], (resume, more, refused, hostile, build, export, blocked, wrapped, lora, missing)))

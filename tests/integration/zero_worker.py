@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "trainer")]
 
-from nap_runtime.errors import NapError, UsageError  # noqa: E402
+from nap_runtime.errors import ModelError, NapError, UsageError  # noqa: E402
 from nap_runtime.models import make_model, shape_config  # noqa: E402
 from nap_trainer.ranks import Ranks  # noqa: E402
 from nap_trainer.zero import OptimizerConfig, ZeroConfig, ZeroEngine, build_model  # noqa: E402
@@ -60,7 +61,8 @@ def canvases(seed: int = 0) -> list[Canvas]:
 def share(ranks: Ranks) -> list[Canvas]:
     """This rank's micro-steps."""
     each = CANVASES // ranks.world
-    return canvases()[ranks.rank * each : (ranks.rank + 1) * each]
+    mine = canvases()[ranks.rank * each : (ranks.rank + 1) * each]
+    return [(ids_BN.to(ranks.device), targets_BN.to(ranks.device)) for ids_BN, targets_BN in mine]
 
 
 def loss_of(logits_BNV: Tensor, targets_BN: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ def train(engine: ZeroEngine, ranks: Ranks, first: int, last: int) -> list[float
         for ids_BN, targets_BN in share(ranks):
             loss = loss_of(engine(ids_BN), targets_BN)
             engine.backward(loss)
-            total += loss.detach()
+            total += loss.detach().cpu()
         curve += [float(ranks.total(total)), float(engine.step())]
     return curve
 
@@ -99,7 +101,7 @@ def train(engine: ZeroEngine, ranks: Ranks, first: int, last: int) -> list[float
 
 def plain(ranks: Ranks, shape: str, eps: float) -> tuple[dict[str, Tensor], float, dict[str, Tensor]]:
     """Gradients, norm and weights after one clipped step, by torch's DDP, with nothing of ours."""
-    _, model = make_model(shape, seed=1, scale=3.0)
+    _, model = make_model(shape, seed=1, scale=3.0, device=ranks.device)
     wrapped = DistributedDataParallel(model.train())
     mine = share(ranks)
     for index, (ids_BN, targets_BN) in enumerate(mine):
@@ -131,7 +133,7 @@ def parity(ranks: Ranks, out: Path) -> None:
     for shape in SHAPES:
         grads, norm, weights = plain(ranks, shape, eps=1.0)
         if ranks.leads:
-            torch.save(grads, out / f"grads-{shape}-{ranks.world}.pt")
+            torch.save({name: grad.cpu() for name, grad in grads.items()}, out / f"grads-{shape}-{ranks.world}.pt")
         for spread in ("0", "1", "2", "3", *(("1-offload", "3-offload") if ranks.world == 2 else ())):
             # Adam with a large eps is nearly linear, so that a wrongly clipped gradient shows in the weights.
             model, engine = start(ranks, spread, shape, lr=0.1, eps=1.0)
@@ -209,9 +211,10 @@ def go_on(ranks: Ranks, out: Path, before: str, after: str) -> None:
 
 
 def fewer(ranks: Ranks, out: Path) -> None:
-    """One rank goes on from two, with every spread and from stage to stage."""
+    """One rank goes on from two, as they were spread and from stage to stage."""
     crossed = [("0", "3"), ("1", "2"), ("2", "3"), ("3", "1"), ("3", "0")]
-    for before, after in [*((name, name) for name in SPREADS), *crossed]:
+    same = ("0", "1", "2", "3", "1-bfloat16", "3-bfloat16", "2-offload", "3-offload")
+    for before, after in [*((name, name) for name in same), *crossed]:
         go_on(ranks, out, before, after)
 
 
@@ -240,7 +243,7 @@ def refused(ranks: Ranks, out: Path) -> None:
 
 def nonfinite(ranks: Ranks, out: Path) -> None:
     """A gradient that is not finite shows in the norm, and stages 1 to 3 keep their weights."""
-    for spread in SPREADS:
+    for spread in ("0", "1", "2", "3", "1-bfloat16", "2-bfloat16", "2-offload"):
         _, engine = start(ranks, spread)
         ids_BN = share(ranks)[0][0]
         with torch.no_grad():
@@ -270,6 +273,38 @@ def muon(ranks: Ranks, out: Path) -> None:
     engine.close()
 
 
+class Trap:
+    """What a free unpickling would run."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.sprung),)
+
+
+def hostile(ranks: Ranks, out: Path) -> None:
+    """Files of a checkpoint that hold more than tensors and plain values are refused, and nothing in them runs."""
+    for before, after, pattern in [("0", "0", "*model_states.pt"), ("1", "2", "*optim_states.pt")]:
+        place = out / f"hostile-{before}"
+        if ranks.leads:
+            shutil.copytree(out / before, place)
+            meta = place / f"step-{SAVED:08d}" / "checkpoint.json"
+            values = json.loads(meta.read_text())
+            for file in meta.parent.glob(pattern):
+                torch.save(torch.load(file, weights_only=False) | {"more": Trap(out / "sprung")}, file)
+                values["files"][file.name] = file.stat().st_size
+            meta.write_text(json.dumps(values))
+        ranks.barrier()
+        _, engine = start(ranks, after)
+        with pytest.raises(ModelError, match="Weights only load failed") as caught:
+            engine.resume(place)
+        assert "\n" not in str(caught.value)
+        assert not (out / "sprung").exists()
+        engine.close()
+        ranks.barrier()
+
+
 def run(arguments: list[str], checks: Sequence[Check]) -> int:
     """Join the ranks and go through the named checks; one line and exit code 1 for an error of ours."""
     torch.set_num_threads(1)
@@ -284,7 +319,8 @@ def run(arguments: list[str], checks: Sequence[Check]) -> int:
     except NapError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    ranks.disconnect()
+    finally:
+        ranks.disconnect()
     return 0
 
 

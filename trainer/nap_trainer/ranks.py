@@ -8,6 +8,7 @@ CPU and is text or numbers, never pickled objects.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import distributed as dist
 
 from nap_runtime.errors import ModelError, NapError, UsageError
 
+_LET_GO = 0.1  # seconds
 TIMEOUT = timedelta(minutes=30)  # rank 0 may read, convert or write a large checkpoint while the others wait
 _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -77,6 +79,9 @@ class Ranks:
         """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+            # Gloo's thread lets go of the last collective's tensors a moment after we hear of its end, and needs the
+            # interpreter for that. If the interpreter is on its way out by then, the process aborts.
+            time.sleep(_LET_GO)
 
     def barrier(self) -> None:
         """Wait until every rank is here; over the CPU."""

@@ -131,7 +131,7 @@ def resume(engine: ZeroEngine, folder: Path) -> tuple[int, dict[str, Any]] | Non
     _check_same_training(folder / name, meta, here)
     settings = [{key: value for key, value in group.items() if key != "params"} for group in engine.groups]
     if meta.spread_as(here):
-        with plain_loads(), redirect_stdout(StringIO()):
+        with plain_loads(folder / name, "loaded"), redirect_stdout(StringIO()):
             engine.inner.load_checkpoint(str(folder), tag=name, load_module_strict=False)
     else:
         from nap_trainer.zero import universal

@@ -143,6 +143,8 @@ def deepspeed_config(
         "flops_profiler": {"enabled": False},
         "wall_clock_breakdown": False,  # synchronises the device at every phase
         "memory_breakdown": False,
+        # On by default, and it synchronises the device twice a step.
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
         "dump_state": False,
         "steps_per_print": None,  # progress is the trainer's
         "disable_python_gc": False,

@@ -40,7 +40,7 @@ def load(engine: ZeroEngine, source: Path, meta: Meta, here: Meta) -> None:
         if ranks.leads:
             print(f"checkpoint {source.name}: from {_spread(meta)} to {_spread(here)}, by way of {folder}", flush=True)
             _convert(source, folder, meta, here, groups=len(engine.groups))
-    with plain_loads(), redirect_stdout(StringIO()):
+    with plain_loads(source, f"loaded as {_spread(here)}"), redirect_stdout(StringIO()):
         if here.stage == 0:
             _load_whole(engine, folder, meta)
         else:
@@ -59,14 +59,11 @@ def _convert(source: Path, folder: Path, meta: Meta, here: Meta, *, groups: int)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "zero").mkdir(parents=True)
     try:
-        with plain_loads():
+        with plain_loads(source, f"converted from {_spread(meta)} to {_spread(here)}"):
             step = _from_stage0(source, folder, meta) if meta.stage == 0 else _from_spread(source, folder, meta)
-    except (OSError, RuntimeError, ValueError, AssertionError, KeyError, NotImplementedError) as error:
+    except ModelError:
         shutil.rmtree(folder, ignore_errors=True)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{source} cannot be converted for {_spread(here)} ({reason}): resume as it was saved"
-        ) from error
+        raise
     if here.stage in (1, 2):
         for name in meta.trained:
             _dress(folder / "zero" / name, step)
