@@ -154,6 +154,40 @@ def test_rules_over_the_canvas_recover(card: Any, weights: Any, rule: Any, mode:
     verify(recovered[0].record)
 
 
+OTHERS = [
+    {"rule": "threshold", "scope": "path"},
+    {"rule": "threshold", "scope": "canvas"},
+    {"rule": "factor", "scope": "path", "sync": SyncPolicy("tokens")},
+    {"rule": "p2", "scope": "canvas"},
+    {"cfg": 0.5},
+    {"sync": SyncPolicy("tokens", every=2, overlap=True)},
+    {"sync": SyncPolicy("kv", every=2, overlap=True)},
+    {"sync": SyncPolicy("none", summary="consensus")},
+    {"sync": SyncPolicy("tokens", every=3, summary="live")},
+    {"sync": SyncPolicy("tokens", summary="live")},
+]
+
+
+@pytest.mark.parametrize("options", OTHERS, ids=str)
+def test_other_rules_and_summaries_recover(card: Any, weights: Any, options: dict[str, Any]) -> None:
+    config = DecodeConfig(**{**CONFIG, **options})  # type: ignore[arg-type]
+    undisturbed, _ = decode(card, InlineExecutor(weights, workers=3, dtype=torch.float64), config)
+    executor = Flaky(weights, 3, [(1, 4), (0, 8), (0, 22)])
+    recovered, _ = decode(card, executor, config)
+    assert executor.repairs
+    for result in recovered:
+        verify(result.record)
+    if exact(config.sync):
+        assert order(recovered) == order(undisturbed)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_caches_recover(card: Any, weights: Any, cache: Any) -> None:
+    config = DecodeConfig(layout="plain", gen_length=24, rule="blockwise", block_length=8, cache=cache, control_every=3)
+    recovered, _ = decode(card, Flaky(weights, 1, [(0, 9), (0, 15)]), config)
+    verify(recovered[0].record)
+
+
 def test_one_worker_and_a_plain_canvas_recover(card: Any, weights: Any) -> None:
     config = DecodeConfig(layout="plain", gen_length=20, rule="confidence", control_every=3, temperature=0.5)
     undisturbed, _ = decode(card, InlineExecutor(weights, dtype=torch.float64), config)

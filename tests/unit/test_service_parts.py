@@ -327,10 +327,12 @@ def test_group_settings() -> None:
 
 
 def test_failpoints_are_checked() -> None:
-    assert failpoints.parse("submit.after_journal=kill@3, report.before_journal=kill") == {
-        "submit.after_journal": 3,
-        "report.before_journal": 1,
-    }
-    for wrong in ("nowhere=kill", "submit.after_journal=sleep", "submit.after_journal=kill@x"):
+    armed = failpoints.parse("submit.after_journal=kill@3, report.before_journal=kill,group.before_run=memory~bad")
+    assert [(name, point.action, point.visits, point.text) for name, point in armed.items()] == [
+        ("submit.after_journal", "kill", 3, ""),
+        ("report.before_journal", "kill", 1, ""),
+        ("group.before_run", "memory", 1, "bad"),
+    ]
+    for wrong in ("nowhere=kill", "submit.after_journal=sleep", "submit.after_journal=kill@x", "finish=kill"):
         with pytest.raises(UsageError):
             failpoints.parse(wrong)

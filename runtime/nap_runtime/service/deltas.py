@@ -87,5 +87,5 @@ def apply_deltas(ids: np.ndarray[Any, np.dtype[np.int64]], deltas: Sequence[Canv
     for delta in deltas:
         if len(delta.positions) and int(delta.positions.max()) >= len(ids):
             raise RecordError(f"delta: position {int(delta.positions.max())} lies outside a canvas of {len(ids)}")
-        removed = delta.kind not in (Kind.COMMIT, Kind.FILL)
-        ids[delta.positions] = mask_id if removed else delta.ids
+        if delta.kind is not Kind.PROVISIONAL:  # which says what a slot would get, and changes nothing
+            ids[delta.positions] = mask_id if delta.kind is Kind.REMASK else delta.ids

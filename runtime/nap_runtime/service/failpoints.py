@@ -1,13 +1,17 @@
 """Named places at which a process can be told to die, for tests of what survives.
 
 `NAP_FAILPOINTS=submit.after_journal=kill,report.before_journal=kill@3` kills the process, as `kill -9` does, the first
-time it comes by the one place and the third time it comes by the other. Off, a place costs one dictionary look-up.
+time it comes by the one place and the third time it comes by the other. `group.before_run=kill~poison` does so every
+time, but only for a batch with a question that holds `poison`; `memory` in place of `kill` raises MemoryError there.
+Off, a place costs one dictionary look-up.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
+from dataclasses import dataclass
 
 from nap_runtime.errors import UsageError
 
@@ -26,32 +30,46 @@ POINTS = (
     "group.before_result",
 )
 
-_armed: dict[str, int] | None = None
+
+@dataclass(slots=True)
+class _Armed:
+    action: str
+    visits: int = 1
+    text: str = ""
 
 
-def reach(name: str) -> None:
-    """Come by a place."""
+_armed: dict[str, _Armed] | None = None
+
+
+def reach(name: str, *texts: str) -> None:
+    """Come by a place, with texts that it may be armed for."""
     global _armed
     if _armed is None:
         _armed = parse(os.environ.get(VARIABLE, ""))
-    if name not in _armed:
+    armed = _armed.get(name)
+    if armed is None:
         return
-    _armed[name] -= 1
-    if _armed[name] == 0:
+    if armed.text:
+        due = any(armed.text in text for text in texts)
+    else:
+        armed.visits -= 1
+        due = armed.visits == 0
+    if due and armed.action == "memory":
+        raise MemoryError(f"failpoint {name}: no memory is left")
+    if due:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def parse(text: str) -> dict[str, int]:
-    """Place → visits until it kills.
+def parse(text: str) -> dict[str, _Armed]:
+    """What is armed where.
 
     Raises:
         UsageError: a place is unknown, or the text is malformed.
     """
-    armed: dict[str, int] = {}
+    armed: dict[str, _Armed] = {}
     for part in filter(None, (word.strip() for word in text.split(","))):
-        name, _, action = part.partition("=")
-        verb, _, count = action.partition("@")
-        if name not in POINTS or verb != "kill" or not (count or "1").isdigit():
-            raise UsageError(f"{VARIABLE}: '{part}' is not PLACE=kill[@N]; places are {', '.join(POINTS)}")
-        armed[name] = int(count or 1)
+        match = re.fullmatch(r"([a-z_.]+)=(kill|memory)(?:@([1-9][0-9]*)|~([a-z]+))?", part)
+        if match is None or match[1] not in POINTS:
+            raise UsageError(f"{VARIABLE}: '{part}' is not PLACE=kill[@N|~TEXT]; places are {', '.join(POINTS)}")
+        armed[match[1]] = _Armed(match[2], int(match[3] or 1), match[4] or "")
     return armed

@@ -134,7 +134,7 @@ class GroupProcess:
         number = message["batch"]
         try:
             batch = batch_of(message, self._coordinator)
-            failpoints.reach("group.before_run")
+            failpoints.reach("group.before_run", *(job.question for job in batch.jobs))
             results = self._run(number, batch)
             failpoints.reach("group.before_result")
             for index, result in enumerate(results):

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nap_runtime.service import failpoints
 from nap_runtime.service.frames import FrameError, Message, encode, receive
 from nap_runtime.service.settings import GroupSettings
 
@@ -71,7 +72,7 @@ class Group:
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             start_new_session=True,  # Ctrl-C on the server's terminal is for the server, which drains
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=_environment(self.status.restarts),
         )
         theirs.close()
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -153,3 +154,11 @@ class Group:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5.0)
             self._process = None
+
+
+def _environment(restarts: int) -> dict[str, str]:
+    """A group's environment. Each restart uses up one failpoint, so that a list of them is met one after another."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    points = variables.pop(failpoints.VARIABLE, "").split(",")
+    kept = [point for index, point in enumerate(points) if index >= restarts or "~" in point]
+    return {**variables, failpoints.VARIABLE: ",".join(kept)}

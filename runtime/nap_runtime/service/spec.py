@@ -24,14 +24,16 @@ _ENUMS: dict[str, Any] = {
     "rule": pb.Rule,
     "scope": pb.Scope,
     "confidence": pb.Confidence,
+    "cache": pb.Cache,
 }
 _SYNC_ENUMS: dict[str, Any] = {"mode": pb.SyncMode, "topology": pb.Topology, "summary": pb.Summary}
 _PLAIN = (
     *("paths", "summary_tokens", "gen_length", "block_length", "steps"),
     *("eos_weight", "temperature", "seed", "control_every"),
+    *("threshold", "factor", "cfg", "cache_every"),
 )
 _OTHER = ("path_tokens", "headers", "rule_args", "sync")
-_SYNC_PLAIN = ("every", "warmup", "overlap")
+_SYNC_PLAIN = ("every", "warmup", "overlap", "top")
 _STYLES = {"nap": pb.HEADER_STYLE_NAP, "text": pb.HEADER_STYLE_TEXT}
 _MAX_ARGS, _MAX_ARG = 16, 64
 _MAX_NAME, _MAX_GOLD = 256, 4096
@@ -109,7 +111,7 @@ def config_from_proto(message: pb.DecodeConfig) -> DecodeConfig:
 
 def _sync_of(message: pb.SyncPolicy) -> SyncPolicy:
     values = _enums_of(message, _SYNC_ENUMS)
-    values |= {name: getattr(message, name) for name in ("every", "warmup") if message.HasField(name)}
+    values |= {name: getattr(message, name) for name in ("every", "warmup", "top") if message.HasField(name)}
     return SyncPolicy(overlap=message.overlap, **values)
 
 

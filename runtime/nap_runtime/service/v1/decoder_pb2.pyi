@@ -78,6 +78,13 @@ class Confidence(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONFIDENCE_MARGIN: _ClassVar[Confidence]
     CONFIDENCE_ENTROPY: _ClassVar[Confidence]
 
+class Cache(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CACHE_UNSPECIFIED: _ClassVar[Cache]
+    CACHE_PREFIX: _ClassVar[Cache]
+    CACHE_DUAL: _ClassVar[Cache]
+    CACHE_DKV: _ClassVar[Cache]
+
 class SyncMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SYNC_MODE_UNSPECIFIED: _ClassVar[SyncMode]
@@ -165,6 +172,10 @@ CONFIDENCE_UNSPECIFIED: Confidence
 CONFIDENCE_MAX_PROB: Confidence
 CONFIDENCE_MARGIN: Confidence
 CONFIDENCE_ENTROPY: Confidence
+CACHE_UNSPECIFIED: Cache
+CACHE_PREFIX: Cache
+CACHE_DUAL: Cache
+CACHE_DKV: Cache
 SYNC_MODE_UNSPECIFIED: SyncMode
 SYNC_MODE_EXACT: SyncMode
 SYNC_MODE_TOKENS: SyncMode
@@ -401,7 +412,7 @@ class JobError(_message.Message):
     def __init__(self, code: _Optional[_Union[ErrorCode, str]] = ..., message: _Optional[str] = ..., field: _Optional[str] = ...) -> None: ...
 
 class DecodeConfig(_message.Message):
-    __slots__ = ("version", "layout", "paths", "path_tokens", "summary_tokens", "gen_length", "block_length", "headers", "steps", "rule", "scope", "confidence", "eos_weight", "temperature", "seed", "rule_args", "sync", "control_every")
+    __slots__ = ("version", "layout", "paths", "path_tokens", "summary_tokens", "gen_length", "block_length", "headers", "steps", "rule", "scope", "confidence", "eos_weight", "temperature", "seed", "rule_args", "sync", "control_every", "threshold", "factor", "cfg", "cache", "cache_every")
     class RuleArgsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -427,6 +438,11 @@ class DecodeConfig(_message.Message):
     RULE_ARGS_FIELD_NUMBER: _ClassVar[int]
     SYNC_FIELD_NUMBER: _ClassVar[int]
     CONTROL_EVERY_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    CFG_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_EVERY_FIELD_NUMBER: _ClassVar[int]
     version: int
     layout: Layout
     paths: int
@@ -445,23 +461,30 @@ class DecodeConfig(_message.Message):
     rule_args: _containers.ScalarMap[str, str]
     sync: SyncPolicy
     control_every: int
-    def __init__(self, version: _Optional[int] = ..., layout: _Optional[_Union[Layout, str]] = ..., paths: _Optional[int] = ..., path_tokens: _Optional[_Iterable[int]] = ..., summary_tokens: _Optional[int] = ..., gen_length: _Optional[int] = ..., block_length: _Optional[int] = ..., headers: _Optional[_Union[Headers, _Mapping]] = ..., steps: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., scope: _Optional[_Union[Scope, str]] = ..., confidence: _Optional[_Union[Confidence, str]] = ..., eos_weight: _Optional[float] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., rule_args: _Optional[_Mapping[str, str]] = ..., sync: _Optional[_Union[SyncPolicy, _Mapping]] = ..., control_every: _Optional[int] = ...) -> None: ...
+    threshold: float
+    factor: float
+    cfg: float
+    cache: Cache
+    cache_every: int
+    def __init__(self, version: _Optional[int] = ..., layout: _Optional[_Union[Layout, str]] = ..., paths: _Optional[int] = ..., path_tokens: _Optional[_Iterable[int]] = ..., summary_tokens: _Optional[int] = ..., gen_length: _Optional[int] = ..., block_length: _Optional[int] = ..., headers: _Optional[_Union[Headers, _Mapping]] = ..., steps: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., scope: _Optional[_Union[Scope, str]] = ..., confidence: _Optional[_Union[Confidence, str]] = ..., eos_weight: _Optional[float] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., rule_args: _Optional[_Mapping[str, str]] = ..., sync: _Optional[_Union[SyncPolicy, _Mapping]] = ..., control_every: _Optional[int] = ..., threshold: _Optional[float] = ..., factor: _Optional[float] = ..., cfg: _Optional[float] = ..., cache: _Optional[_Union[Cache, str]] = ..., cache_every: _Optional[int] = ...) -> None: ...
 
 class SyncPolicy(_message.Message):
-    __slots__ = ("mode", "every", "warmup", "overlap", "topology", "summary")
+    __slots__ = ("mode", "every", "warmup", "overlap", "topology", "summary", "top")
     MODE_FIELD_NUMBER: _ClassVar[int]
     EVERY_FIELD_NUMBER: _ClassVar[int]
     WARMUP_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_FIELD_NUMBER: _ClassVar[int]
     TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
     mode: SyncMode
     every: int
     warmup: int
     overlap: bool
     topology: Topology
     summary: Summary
-    def __init__(self, mode: _Optional[_Union[SyncMode, str]] = ..., every: _Optional[int] = ..., warmup: _Optional[int] = ..., overlap: _Optional[bool] = ..., topology: _Optional[_Union[Topology, str]] = ..., summary: _Optional[_Union[Summary, str]] = ...) -> None: ...
+    top: int
+    def __init__(self, mode: _Optional[_Union[SyncMode, str]] = ..., every: _Optional[int] = ..., warmup: _Optional[int] = ..., overlap: _Optional[bool] = ..., topology: _Optional[_Union[Topology, str]] = ..., summary: _Optional[_Union[Summary, str]] = ..., top: _Optional[int] = ...) -> None: ...
 
 class Headers(_message.Message):
     __slots__ = ("style", "texts")

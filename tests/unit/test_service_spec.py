@@ -1,0 +1,87 @@
+"""Configurations as protobuf: every option travels, and what the interface lacks is refused, not dropped."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from nap_runtime.errors import NotBuiltError, UsageError
+from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.service import spec
+from nap_runtime.service.spec import config_from_proto, config_to_proto
+from nap_runtime.service.v1 import decoder_pb2 as pb
+
+CONFIGS = [
+    DecodeConfig(),
+    DecodeConfig(paths=4, path_tokens=(1, 2, 3, 4), summary_tokens=5, headers="text", steps=7, seed=2**63 - 1),
+    DecodeConfig(path_tokens=9, eos_weight=0.0, temperature=0.7, control_every=3, confidence="entropy"),
+    DecodeConfig(rule="confidence", scope="canvas", confidence="margin", rule_args={"schedule": "dream"}),
+    DecodeConfig(layout="plain", gen_length=64, rule="blockwise", block_length=16, cache="dual"),
+    DecodeConfig(layout="plain", gen_length=64, rule="confidence", cache="dkv", cache_every=4),
+    DecodeConfig(rule="threshold", threshold=0.8, scope="path", cfg=1.5),
+    DecodeConfig(rule="factor", factor=2.0, scope="path"),
+    DecodeConfig(rule="p2", rule_args={"eta": "0.5"}),
+    DecodeConfig(sync=SyncPolicy("kv", every=8, warmup=2, overlap=True)),
+    DecodeConfig(sync=SyncPolicy("shared", topology="hub")),
+    DecodeConfig(sync=SyncPolicy("none", topology="isolated")),
+    DecodeConfig(sync=SyncPolicy("tokens", every=3, summary="consensus", top=7)),
+    DecodeConfig(sync=SyncPolicy("tokens", summary="live")),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
+def test_configs_travel(config: DecodeConfig) -> None:
+    message = config_to_proto(config)
+    assert config_from_proto(pb.DecodeConfig.FromString(message.SerializeToString())) == config
+
+
+def test_every_option_is_in_the_interface() -> None:
+    """An option that is added to the configuration must be added to the .proto, or named here."""
+    known = {*spec._ENUMS, *spec._PLAIN, *spec._OTHER}
+    assert {f.name for f in fields(DecodeConfig)} - known == set()
+    assert {f.name for f in fields(SyncPolicy)} - {*spec._SYNC_ENUMS, *spec._SYNC_PLAIN, "_"} == set()
+    message = set(pb.DecodeConfig.DESCRIPTOR.fields_by_name) - {"version"}
+    assert message == known
+
+
+def test_every_value_is_in_the_interface() -> None:
+    """Each word of each choice has an enum value, and each enum value is such a word."""
+    import typing
+
+    hints: dict[str, Any] = {**typing.get_type_hints(DecodeConfig), **typing.get_type_hints(SyncPolicy)}
+    for name, enum in {**spec._ENUMS, **spec._SYNC_ENUMS}.items():
+        literal = next((a for a in typing.get_args(hints[name]) if typing.get_args(a)), hints[name])
+        prefix = spec._prefix(enum)
+        sent = {key.removeprefix(prefix).lower().replace("_", "-") for key in enum.keys()} - {"unspecified"}  # noqa: SIM118
+        assert sent == set(typing.get_args(literal)), name
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (pb.DecodeConfig(), "config"),
+        (pb.DecodeConfig(version=2), "config"),
+        (pb.DecodeConfig(version=1, rule=99), "rule"),
+        (pb.DecodeConfig(version=1, rule_args={"k" * 65: ""}), "rule_args"),
+        (pb.DecodeConfig(version=1, headers=pb.Headers(style=9)), "headers"),
+        (pb.DecodeConfig(version=1, seed=2**63), "seed"),
+        (pb.DecodeConfig(version=1, steps=0), "steps"),
+        (pb.DecodeConfig(version=1, paths=7), "paths"),
+        (pb.DecodeConfig(version=1, temperature=float("inf")), "temperature"),
+        (pb.DecodeConfig(version=1, gen_length=5), "gen_length"),
+        (pb.DecodeConfig(version=1, sync=pb.SyncPolicy(mode=pb.SYNC_MODE_EXACT, every=2)), "every"),
+    ],
+)
+def test_wrong_messages_name_their_field(message: pb.DecodeConfig, field: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config_from_proto(message)
+    assert caught.value.field == field
+
+
+def test_what_cannot_travel_is_refused() -> None:
+    with pytest.raises(UsageError, match="headers"):
+        config_to_proto(DecodeConfig(headers="my.json"))
+    with pytest.raises(NotBuiltError):
+        config_from_proto(pb.DecodeConfig(version=1, headers=pb.Headers(texts=pb.HeaderTexts(paths=["x"]))))
