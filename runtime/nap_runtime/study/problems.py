@@ -99,7 +99,7 @@ def read_problems(
         if data is not None:
             raise UsageError(f"data: set '{name}' is generated; leave it out", field="data")
         return list(_generated(name, n or 500, seed))
-    rows = _file_rows(data) if data is not None else _hub_rows(name)
+    rows = file_rows(data) if data is not None else hub_rows(*HUB[name])
     where = str(data) if data is not None else HUB[name][0]
     return [_problem(name, where, at, row, seed, ask) for at, row in enumerate(islice(rows, n))]
 
@@ -128,10 +128,16 @@ def _words(index: int, question: str, answer: int, groups: Mapping[str, str]) ->
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _file_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+def file_rows(file: Path, *, field: str = "data") -> Iterator[Mapping[str, Any]]:
+    """The objects of a JSONL or parquet file. `field` is what the caller calls it.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: a row is malformed.
+    """
     if not file.is_file():
         reason = "it is a folder; give the file" if file.is_dir() else "no such file"
-        raise UsageError(f"data: {file}: {reason}", field="data")
+        raise UsageError(f"{field}: {file}: {reason}", field=field)
     yield from _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
 
 
@@ -163,15 +169,23 @@ def _parquet_rows(file: Path) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0][:200]})") from None
 
 
-def _hub_rows(name: str) -> Iterable[Mapping[str, Any]]:
-    path, config, split = HUB[name]
+def hub_rows(
+    path: str, config: str | None, split: str, *, field: str = "data", streaming: bool = False
+) -> Iterable[Mapping[str, Any]]:
+    """The rows of a data set on the hub, through `datasets`.
+
+    Raises:
+        UsageError: `datasets` is not installed.
+        DataError: the hub does not give it.
+    """
     try:
         from datasets import load_dataset
     except ImportError:
-        text = f"data: give the file of {name} (JSONL or parquet), or install `datasets` to load {path} from the hub"
-        raise UsageError(text, field="data") from None
+        text = f"{field}: give the file (JSONL or parquet), or install `datasets` to load {path} from the hub"
+        raise UsageError(text, field=field) from None
     try:
-        rows: Iterable[Mapping[str, Any]] = load_dataset(path, config, split=split)
+        more = {"streaming": True} if streaming else {}
+        rows: Iterable[Mapping[str, Any]] = load_dataset(path, config, split=split, **more)
     except Exception as error:  # the hub's client raises many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: the hub does not give it ({reason[:200]}); give the file instead") from error
