@@ -71,7 +71,19 @@ def test_training_dies_and_goes_on_in_every_spread(tmp_path: Path) -> None:
         line = f"from stage {before} on 2 ranks, float32 to stage {after} on 1 rank, float32"
         assert line in said
 
-    checks = ("resume", "more", "refused", "hostile", "build", "export", "blocked", "wrapped", "lora", "missing")
+    checks = (
+        "resume",
+        "more",
+        "refused",
+        "hostile",
+        "build",
+        "export",
+        "looked_at",
+        "blocked",
+        "wrapped",
+        "lora",
+        "missing",
+    )
     for code, said in spread("zero_models.py", tmp_path, *checks, ranks=2):
         assert said.count("passed ") == len(checks) - 1, said
         # The last check's shard is cut off: one line, exit code 1, on every rank.

@@ -113,9 +113,34 @@ def export(ranks: Ranks, out: Path) -> None:
             ranks.barrier()
             loaded = load_model(place, dtype=torch.bfloat16 if "16" in spread else torch.float32, device=ranks.device)
             assert loaded.config == shape_config(shape)
-            with torch.no_grad(), engine.gathered():
+            with torch.no_grad():
                 assert torch.equal(loaded.model(ids_BN), engine(ids_BN)), (shape, spread)
             engine.close()
+
+
+def looked_at(ranks: Ranks, out: Path) -> None:
+    """Row-wise decoding between steps, past the engine: right logits every time, and training goes on unmoved."""
+    ids_BN = canvases()[0][0].to(ranks.device)
+    rows_R = torch.arange(3, 7, device=ranks.device)
+    for spread in ("0", "3", "3-bfloat16", "3-offload"):
+        curves = []
+        for looks in (False, True):
+            _, engine = start(ranks, spread)
+            curve = train(engine, ranks, 0, 2)
+            if looks:
+                engine.export(shape_config("llada-tiny"), out / f"seen-{spread}", dtype=torch.float32)
+                ranks.barrier()
+                dtype = torch.bfloat16 if "16" in spread else torch.float32
+                expected = load_model(out / f"seen-{spread}", dtype=dtype, device=ranks.device).model
+                with engine.plain() as model, torch.inference_mode():
+                    for _ in range(3 if ranks.leads else 1):  # ranks need not do alike
+                        found = model.logits(model.forward_rows(ids_BN[:, 3:7], rows_R, CanvasAttention()))
+                        wanted = expected.logits(expected.forward_rows(ids_BN[:, 3:7], rows_R, CanvasAttention()))
+                        assert torch.equal(found, wanted), spread
+                    assert not model.training
+            curves.append(curve + train(engine, ranks, 2, 4))
+            engine.close()
+        assert curves[0] == curves[1], spread
 
 
 def blocked(ranks: Ranks, out: Path) -> None:
@@ -204,8 +229,13 @@ def lora(ranks: Ranks, out: Path) -> None:
         with torch.no_grad():
             far = distance(engine(ids_BN).float().cpu(), exported(ids_BN.cpu()))
         assert far < (3e-2 if "16" in spread else 1e-5), (spread, far)
+        with torch.no_grad(), engine.plain() as model:
+            far = distance(model(ids_BN).float().cpu(), exported(ids_BN.cpu()))
+        assert far < (3e-2 if "16" in spread else 1e-5), (spread, far)
         engine.close()
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], (resume, more, refused, hostile, build, export, blocked, wrapped, lora, missing)))
+    sys.exit(
+        run(sys.argv[1:], (resume, more, refused, hostile, build, export, looked_at, blocked, wrapped, lora, missing))
+    )

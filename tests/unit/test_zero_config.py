@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from nap_runtime.errors import ModelError, UsageError
 from nap_runtime.models import make_model
-from nap_trainer.lora import TARGETS, LoraConfig, apply_lora, merged
+from nap_trainer.lora import TARGETS, LoraConfig, apply_lora, merged, plain
 from nap_trainer.ranks import Ranks
 from nap_trainer.zero import checkpoints
 from nap_trainer.zero.checkpoints import Meta, latest, read_meta, remove_unfinished
@@ -276,17 +276,22 @@ def test_fresh_adapters_change_nothing_and_train_alone() -> None:
 def test_merging_gives_the_adapters_logits_under_the_models_own_names() -> None:
     config, model = make_model("llada-tiny", seed=1, scale=10.0)
     names = [name for name, _ in model.named_parameters()]
-    plain = model(IDS)
+    before = model(IDS)
     apply_lora(model, LoraConfig(rank=4, alpha=6.0))
     with torch.no_grad():
         for param in model.parameters():
             if param.requires_grad:
                 param.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    seen = plain(model)
+    assert seen.norm.weight.data_ptr() == model.norm.weight.data_ptr()  # shared
+    assert torch.allclose(seen(IDS), model(IDS), rtol=1e-4, atol=1e-4)
+    assert not any(param.requires_grad for param in seen.parameters())
     whole = merged(model)
+    assert whole.norm.weight.data_ptr() != model.norm.weight.data_ptr()
     assert [name for name, _ in whole.named_parameters()] == names
     assert whole.config == config
     assert torch.allclose(whole(IDS), model(IDS), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(plain, model(IDS), rtol=1e-1, atol=1e-1)
+    assert not torch.allclose(before, model(IDS), rtol=1e-1, atol=1e-1)
 
 
 def test_adapters_start_alike_for_one_seed() -> None:

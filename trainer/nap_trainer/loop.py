@@ -152,7 +152,8 @@ class Trainer:
                 log.write("train", self.step_done, figures)
                 self._check(figures)
             if evaluator is not None and self._due(self.settings.evaluate.every):
-                log.write("eval", self.step_done, evaluator(self.model))
+                with self.engine.plain() as model:
+                    log.write("eval", self.step_done, evaluator(model))
             if self._due(self.settings.run.checkpoint_every) or self.step_done == self.total:
                 self._save()
         return figures

@@ -5,6 +5,7 @@ peft and torch are imported on use; a configuration can be read without them.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -92,23 +93,33 @@ def merged_weight(weight: Tensor, layer: Any) -> Tensor:
     return merged
 
 
-def merged(model: DiffusionTransformer) -> DiffusionTransformer:
-    """A new plain model, on the CPU and in eval mode, whose matrices hold the adapters' part.
+def plain(model: DiffusionTransformer) -> DiffusionTransformer:
+    """A model in eval mode with neither adapters nor hooks, over the same weights: no copy but of adapted matrices.
 
-    Without adapters it is a copy. The given model is not changed; it must not be partitioned (export a partitioned one
-    through its engine, which merges matrix by matrix).
+    What is done with it trains nothing and calls no collective. A partitioned model must be gathered meanwhile.
     """
     import torch
+    from torch import nn
 
     from nap_runtime.models.transformer import DiffusionTransformer
 
-    plain = DiffusionTransformer(model.config, dtype=model.norm.weight.dtype)
-    targets, layers = dict(plain.named_parameters()), adapted(model)
+    result = DiffusionTransformer(model.config, dtype=model.norm.weight.dtype, device="meta")
+    layers = adapted(model)
     with torch.no_grad():
         for name, param in model.named_parameters():
             if ".lora_" in name:
                 continue
             layer = layers.get(name.partition(".base_layer.")[0])
-            value = merged_weight(param, layer) if layer is not None and name.endswith(".weight") else param
-            targets[plain_name(name)].copy_(value)
-    return plain.eval()
+            value = merged_weight(param, layer) if layer is not None and name.endswith(".weight") else param.detach()
+            owner, _, leaf = plain_name(name).rpartition(".")
+            setattr(result.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+    result.rope.cos, result.rope.sin = model.rope.cos, model.rope.sin
+    return result.eval()
+
+
+def merged(model: DiffusionTransformer) -> DiffusionTransformer:
+    """A plain copy on the CPU whose matrices hold the adapters' part; without adapters it is a copy.
+
+    A partitioned model is exported through its engine instead, which merges matrix by matrix.
+    """
+    return deepcopy(plain(model)).cpu()

@@ -185,7 +185,7 @@ def _zero_optimization(zero: ZeroConfig) -> dict[str, Any]:
     if zero.stage in (1, 2):
         section["compute_grad_norm"] = True  # `step` returns it
     if zero.offload_optimizer == "cpu":
-        section["offload_optimizer"] = {"device": "cpu", "pin_memory": False, "ratio": 1.0}
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": True, "ratio": 1.0}
     return section | (_stage3(zero) if zero.stage == 3 else {})
 
 
@@ -209,5 +209,5 @@ def _stage3(zero: ZeroConfig) -> dict[str, Any]:
         "log_trace_cache_warnings": False,
     }
     if zero.offload_params == "cpu":
-        section["offload_param"] = {"device": "cpu", "pin_memory": False}
+        section["offload_param"] = {"device": "cpu", "pin_memory": True}
     return section

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.transformer import DiffusionTransformer
 from nap_runtime.models.weights import DEFAULT_SHARD_BYTES
+from nap_trainer.lora import plain
 from nap_trainer.ranks import Ranks
 from nap_trainer.zero import checkpoints
 from nap_trainer.zero.config import OptimizerConfig, ZeroConfig, deepspeed_config
-from nap_trainer.zero.export import write_model
+from nap_trainer.zero.export import denoiser, write_model
 from nap_trainer.zero.load import load_deepspeed
 from nap_trainer.zero.optim import make_optimizer
 
@@ -119,11 +120,15 @@ class ZeroEngine:
             group["lr"] = peak * factor
 
     @contextmanager
-    def gathered(self) -> Iterator[nn.Module]:
-        """The module with whole parameters on every rank, to be read only; needs memory for all of it at stage 3."""
-        deepspeed = load_deepspeed(self.ranks)
-        with deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=self.zero.stage == 3):
-            yield self.module
+    def plain(self) -> Iterator[DiffusionTransformer]:
+        """The transformer as it is now, whole on every rank, in eval mode, adapters merged: to be looked at only.
+
+        Every rank enters and leaves together; in between each may do with it what it likes, or nothing. It shares the
+        engine's weights; at stage 3 every rank needs memory for all of them meanwhile.
+        """
+        deepspeed, model = load_deepspeed(self.ranks), denoiser(self.module)
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self.zero.stage == 3):
+            yield plain(model)
 
     def save(self, folder: Path, *, step: int, client: dict[str, Any], keep: int = 2) -> None:
         """Write a checkpoint that replaces the latest only when it is whole; see `checkpoints.save`."""
