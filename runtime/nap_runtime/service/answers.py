@@ -73,6 +73,7 @@ class JobResult:
     summary: str
     paths: tuple[str, ...]
     tokens: tuple[int, ...]
+    prompt_tokens: int
     unknown_words: tuple[str, ...]
     correct: bool | None
     metrics: Mapping[str, Any]
@@ -183,6 +184,7 @@ def result_of(message: pb.Job) -> JobResult:
         summary=result.summary,
         paths=tuple(result.paths),
         tokens=tuple(result.tokens),
+        prompt_tokens=result.prompt_tokens,
         unknown_words=tuple(result.unknown_words),
         correct=result.correct if result.HasField("correct") else None,
         metrics=MessageToDict(result.metrics, preserving_proto_field_name=True),

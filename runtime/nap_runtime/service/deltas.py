@@ -72,7 +72,8 @@ def _checked(entry: Any, size: int) -> CanvasDelta:
             raise RecordError(f"delta: {value!r} is not an integer from 0 to {high}")
     if len(entry[3]) % _TOKEN_BYTES:
         raise RecordError(f"delta: {len(entry[3])} bytes are no whole number of tokens")
-    delta = CanvasDelta.from_wire(entry)
+    with np.errstate(invalid="ignore"):  # a negative confidence is a damaged one, and shows as not a number
+        delta = CanvasDelta.from_wire(entry)
     if (delta.positions >= size).any():
         raise RecordError(f"delta: position {int(delta.positions.max())} lies outside a canvas of {size}")
     return delta

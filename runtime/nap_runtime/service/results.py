@@ -25,6 +25,7 @@ def result_to_proto(result: DecodeResult) -> pb.DecodeResult:
         metrics=_metrics(result.metrics),
         resolved_config=config_to_proto(DecodeConfig.from_mapping(record.config)),
         workers=record.assignment.workers,
+        prompt_tokens=record.layout.prompt_tokens,
         record_version=RECORD_VERSION,
     )
     if result.answer is not None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from nap_runtime.errors import (
     AccessError,
@@ -37,7 +38,7 @@ T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _KEY_BYTES, _LABELS, _LABEL_BYTES, _REASON_BYTES = 128, 16, 64, 512
-_OPEN_METHODS = "/grpc.health.v1.Health/"
+_OPEN_METHODS, _OUR_METHODS = "/grpc.health.v1.Health/", "/nap.v1.Decoder/"
 _WAIT_SECONDS = 15.0
 
 
@@ -66,12 +67,50 @@ class Guard(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(refuse)
 
 
+_MALFORMED = object()
+
+
+class WellFormed(grpc.aio.ServerInterceptor):
+    """Answers what is no protobuf message with INVALID_ARGUMENT; gRPC itself would say UNKNOWN, as if we had failed."""
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        """See grpc.aio."""
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(_OUR_METHODS):
+            return handler
+        inner, read = handler.unary_stream or handler.unary_unary, handler.request_deserializer
+
+        def careful(data: bytes) -> Any:
+            try:
+                return read(data)
+            except DecodeError:
+                return _MALFORMED
+
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            await _check_formed(request, context)
+            async for response in inner(request, context):
+                yield response
+
+        async def once(request: Any, context: Context) -> Any:
+            await _check_formed(request, context)
+            return await inner(request, context)
+
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream, careful, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(once, careful, handler.response_serializer)
+
+
+async def _check_formed(request: Any, context: Context) -> None:
+    if request is _MALFORMED:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
+
+
 class Decoder(rpc.DecoderServicer):
     """The service. Holds no state of its own."""
 
     def __init__(self, ledger: Ledger, dispatcher: Dispatcher, journal: AsyncJournal, card: Any, guard: Guard) -> None:
         self._ledger, self._dispatcher, self._journal = ledger, dispatcher, journal
-        self._card, self._guard, self._limits = card, guard, ledger.settings.limits
+        self.card, self._guard, self._limits = card, guard, ledger.settings.limits
         self._watches = 0
         self._pool = ThreadPoolExecutor(1, "accept")  # a long prompt takes its time, and tokenizers know no threads
         self._kept: set[asyncio.Future[Any]] = set()
@@ -207,7 +246,7 @@ class Decoder(rpc.DecoderServicer):
 
     async def _cluster(self) -> pb.ClusterResponse:
         settings = self._ledger.settings
-        return views.cluster_message(self._dispatcher, self._card, settings.group, len(self._ledger.queue))
+        return views.cluster_message(self._dispatcher, self.card, settings.group, len(self._ledger.queue))
 
     async def watch(self, request: pb.WatchRequest, who: Caller) -> AsyncIterator[pb.Event]:
         """A job's events, those of the journal first; ends after the last."""

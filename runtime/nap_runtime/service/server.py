@@ -24,7 +24,7 @@ from nap_runtime.service.figures import Figures
 from nap_runtime.service.groups import GroupFailedError
 from nap_runtime.service.ledger import Ledger
 from nap_runtime.service.logs import Log
-from nap_runtime.service.rpc import Decoder, Guard
+from nap_runtime.service.rpc import Decoder, Guard, WellFormed
 from nap_runtime.service.settings import ServerSettings, split_address
 from nap_runtime.service.v1 import decoder_pb2 as pb
 from nap_runtime.service.v1 import decoder_pb2_grpc as rpc
@@ -222,7 +222,9 @@ def _make_server(settings: ServerSettings, decoder: Decoder, healthy: Any, guard
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ]
-    server = grpc.aio.server(interceptors=[guard], options=options, maximum_concurrent_rpcs=settings.limits.calls)
+    server = grpc.aio.server(
+        interceptors=[guard, WellFormed()], options=options, maximum_concurrent_rpcs=settings.limits.calls
+    )
     rpc.add_DecoderServicer_to_server(decoder, server)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,

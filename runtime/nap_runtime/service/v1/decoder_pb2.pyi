@@ -609,7 +609,7 @@ class Finished(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class DecodeResult(_message.Message):
-    __slots__ = ("answer", "answer_source", "summary", "paths", "tokens", "unknown_words", "correct", "metrics", "resolved_config", "workers", "record_version", "record")
+    __slots__ = ("answer", "answer_source", "summary", "paths", "tokens", "unknown_words", "correct", "metrics", "resolved_config", "workers", "prompt_tokens", "record_version", "record")
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     ANSWER_SOURCE_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
@@ -620,6 +620,7 @@ class DecodeResult(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     RESOLVED_CONFIG_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RECORD_VERSION_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     answer: str
@@ -632,9 +633,10 @@ class DecodeResult(_message.Message):
     metrics: RunMetrics
     resolved_config: DecodeConfig
     workers: int
+    prompt_tokens: int
     record_version: int
     record: bytes
-    def __init__(self, answer: _Optional[str] = ..., answer_source: _Optional[str] = ..., summary: _Optional[str] = ..., paths: _Optional[_Iterable[str]] = ..., tokens: _Optional[_Iterable[int]] = ..., unknown_words: _Optional[_Iterable[str]] = ..., correct: _Optional[bool] = ..., metrics: _Optional[_Union[RunMetrics, _Mapping]] = ..., resolved_config: _Optional[_Union[DecodeConfig, _Mapping]] = ..., workers: _Optional[int] = ..., record_version: _Optional[int] = ..., record: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, answer: _Optional[str] = ..., answer_source: _Optional[str] = ..., summary: _Optional[str] = ..., paths: _Optional[_Iterable[str]] = ..., tokens: _Optional[_Iterable[int]] = ..., unknown_words: _Optional[_Iterable[str]] = ..., correct: _Optional[bool] = ..., metrics: _Optional[_Union[RunMetrics, _Mapping]] = ..., resolved_config: _Optional[_Union[DecodeConfig, _Mapping]] = ..., workers: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., record_version: _Optional[int] = ..., record: _Optional[bytes] = ...) -> None: ...
 
 class RunMetrics(_message.Message):
     __slots__ = ("steps", "nfe_steps", "nfe_critical", "nfe_total", "rows_computed", "tpf", "arness", "useful_tokens_per_second", "first_commit", "total", "sync")
