@@ -1,4 +1,4 @@
-"""`nap trace show | verify | export`."""
+"""`nap trace show | verify | export`; `render` is in its own module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nap_runtime.cli import output, session
+from nap_runtime.cli import output, render, session
 from nap_runtime.cli.parser import FAILURE, Parser
 from nap_runtime.cli.settings import Settings
 from nap_runtime.errors import RecordError, UsageError
@@ -52,6 +52,7 @@ def register(root: Parser) -> None:
     verify.add_argument("file", metavar="FILE", type=Path)
     verify.add_argument("--model", metavar="M", help="decode again with this model (default: do not)")
     verify.add_argument("--dtype", metavar="|".join(DTYPES), help="precision to decode in again (default: float32)")
+    render.register(group)
     export = group.command("export", _EXPORT, _export)
     export.add_argument("file", metavar="FILE", type=Path)
     export.add_argument("--format", metavar="|".join(_FORMATS), default="json", help="(default: json)")
@@ -71,7 +72,8 @@ def read_record(file: Path) -> DecodeRecord:
         raise RecordError(f"{file}: {error}") from error
 
 
-def _verified(file: Path) -> DecodeRecord:
+def read_verified(file: Path) -> DecodeRecord:
+    """Read a trace and check that it does not contradict itself; RecordError names the file."""
     from nap_runtime.metrics.verify import verify
 
     record = read_record(file)
@@ -86,7 +88,7 @@ def _verified(file: Path) -> DecodeRecord:
 
 
 def _show(args: argparse.Namespace) -> int:
-    record = _verified(args.file)
+    record = read_verified(args.file)
     tokenizer = session.open_card(Settings(model=args.model)).tokenizer if "model" in args else None
     if "model" in args and tokenizer is None:
         raise UsageError("model: it has no tokenizer; leave it out", field="model")
@@ -169,7 +171,7 @@ def _canvas(record: DecodeRecord, tokenizer: Tokenizer) -> list[output.Row]:
 def _verify(args: argparse.Namespace) -> int:
     if "dtype" in args and "model" not in args:
         raise UsageError("dtype: only --model uses it; leave it out", field="dtype")
-    record = _verified(args.file)
+    record = read_verified(args.file)
     tokens = sum(len(delta.ids) for delta in record.commits)
     counts = f"{tokens} commits in {record.steps} steps, {len(record.syncs)} syncs"
     print(f"{args.file}: consistent: {counts}; the seal holds")
@@ -223,7 +225,7 @@ def _rerun(record: DecodeRecord, card: ModelCard, settings: Settings) -> DecodeR
 def _export(args: argparse.Namespace) -> int:
     if args.format not in _FORMATS:
         raise UsageError(f"format: unknown value '{args.format}'; use one of {', '.join(_FORMATS)}", field="format")
-    record = _verified(args.file)
+    record = read_verified(args.file)
     print({"json": _json, "csv": _csv, "order": _order}[args.format](record), end="")
     return 0
 
