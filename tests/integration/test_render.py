@@ -90,8 +90,10 @@ def record(decode_inline: Any, tiny_model: Any, nap_layout: Any, prompt_of: Any)
     config = DecodeConfig(
         paths=3, path_tokens=(9, 7, 5), summary_tokens=4, steps=14, sync=SyncPolicy("tokens", every=3)
     )
-    decoded = decode_inline(tiny_model("llada-tiny"), nap_layout((9, 7, 5)), config, [prompt_of(4)], (0, 0, 1))
-    found: DecodeRecord = decoded.records[0]
+    decoded = decode_inline(
+        tiny_model("llada-tiny"), nap_layout((9, 7, 5)), config, list(map(prompt_of, range(12))), (0, 0, 1)
+    )
+    found: DecodeRecord = max(decoded.records, key=lambda record: sum(d.kind is Kind.FILL for d in record.deltas))
     return found
 
 
