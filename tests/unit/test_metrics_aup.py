@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import exp
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nap_runtime.errors import UsageError
@@ -27,7 +27,7 @@ def test_a_falling_curve_by_hand() -> None:
     got = aup([(1.0, 80.0), (4.0, 76.0), (2.0, 78.0)])
     w76, w78 = 76 * exp(-0.15), 78 * exp(-0.075)
     assert got.value == pytest.approx(80 + 0.5 * (80 + w78) + (w78 + w76))
-    assert got.value == pytest.approx(294.00, abs=0.005)
+    assert got.value == pytest.approx(293.96, abs=0.005)  # 80 + 76.18 + 137.78
     assert got.points == ((1.0, 80.0), (2.0, 78.0), (4.0, 76.0))
     assert (got.dropped, got.best) == ((), 80.0)
 
@@ -92,6 +92,7 @@ POINTS = st.lists(st.tuples(st.floats(0.1, 20), st.floats(0, 100)), min_size=1, 
 
 
 @given(POINTS, st.randoms())
+@settings(deadline=None)
 def test_properties(points: list[tuple[float, float]], random: object) -> None:
     got = aup(points)
     shuffled = list(points)
