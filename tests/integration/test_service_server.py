@@ -20,6 +20,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from nap_runtime import api
+from nap_runtime.cli.app import main
 from nap_runtime.errors import (
     BusyError,
     JobFailedError,
@@ -410,36 +411,42 @@ def test_what_cannot_serve_ends_with_one_line(tmp_path: Path, model_dir: Path) -
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
-def nap(address: str, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NAP_SERVER": address}
-    command = [sys.executable, "-m", "nap_runtime.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+@pytest.fixture
+def nap(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """`(address, *words)` → exit code, stdout and stderr of a command in this process."""
+
+    def run(address: str, *words: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("NAP_SERVER", address)
+        capsys.readouterr()
+        code = main(list(words))
+        return (code, *capsys.readouterr())
+
+    return run
 
 
-def test_a_word_problem_from_the_command_line(start: Callable[..., LocalServer]) -> None:
+def test_a_word_problem_from_the_command_line(start: Callable[..., LocalServer], nap: Any) -> None:
     server = start(model="nap-tiny")
-    done = nap(server.address, "submit", "--watch", "--steps", "33", "--label", "cli=1", SHIRT)
-    assert done.returncode == 0, done.stderr
-    assert "answer   40" in done.stdout
-    assert "steps 0 to 0" in done.stdout
-    listed = nap(server.address, "jobs", "--json", "--label", "cli=1")
-    (job,) = map(json.loads, listed.stdout.splitlines())
+    at = server.address
+    code, out, error = nap(at, "submit", "--watch", "--steps", "33", "--label", "cli=1", SHIRT)
+    assert code == 0, error
+    assert "answer   40" in out
+    assert "steps 0 to 0" in out
+    (job,) = map(json.loads, nap(at, "jobs", "--json", "--label", "cli=1")[1].splitlines())
     assert job["state"] == "done"
-    followed = nap(server.address, "watch", job["id"], "--json")
-    events = list(map(json.loads, followed.stdout.splitlines()))
+    events = list(map(json.loads, nap(at, "watch", job["id"], "--json")[1].splitlines()))
     assert events[-1]["result"]["answer"] == "40"
-    assert "40" in nap(server.address, "submit", "--wait", "--steps", "33", SHIRT).stdout
-    assert job["id"] in nap(server.address, "jobs").stdout
-    assert nap(server.address, "cancel", job["id"]).stdout == f"{job['id']} done\n"
-    status = nap(server.address, "status").stdout
+    assert "40" in nap(at, "submit", "--wait", "--steps", "33", SHIRT)[1]
+    assert job["id"] in nap(at, "jobs")[1]
+    assert nap(at, "cancel", job["id"])[1] == f"{job['id']} done\n"
+    status = nap(at, "status")[1]
     assert "nap-tiny" in status
     assert "idle" in status
-    unknown = nap(server.address, "watch", "nothing")
-    assert (unknown.returncode, unknown.stderr.count("\n")) == (1, 1)
-    assert nap(server.address, "submit", "--every", "3", "x").returncode == 2
+    code, _, error = nap(at, "watch", "nothing")
+    assert (code, error.count("\n")) == (1, 1)
+    assert nap(at, "submit", "--every", "3", "x")[0] == 2
     server.stop()
-    gone = nap(server.address, "jobs", "--patience", "0")
-    assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
+    code, _, error = nap(at, "jobs", "--patience", "0")
+    assert (code, error.count("\n")) == (1, 1)
 
 
 # -- load -------------------------------------------------------------------------------------------------------------

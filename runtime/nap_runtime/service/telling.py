@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby, takewhile
 from typing import Any
@@ -100,7 +101,7 @@ class _BatchTeller(Observer):
             kind="recovered",
             **{"batch": self._number, "step": recovery.step, "reason": recovery.reason},
             **{"seconds": repair.seconds, "lost": list(repair.lost), "weights": repair.weights},
-            processes=[place.process for place in places],
+            processes=[os.getpid(), *(place.process for place in places)],
         )
 
     def _rolled_back(self, batch: Batch, step: int, reason: str) -> None:
