@@ -9,8 +9,8 @@ import pytest
 
 from nap_runtime.errors import NotBuiltError, UsageError
 from nap_runtime.job import DecodeConfig, SyncPolicy
-from nap_runtime.service import spec
-from nap_runtime.service.spec import config_from_proto, config_to_proto
+from nap_runtime.service import configs as spec
+from nap_runtime.service.configs import config_from_proto, config_to_proto
 from nap_runtime.service.v1 import decoder_pb2 as pb
 
 CONFIGS = [

@@ -15,9 +15,9 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from nap_runtime.decoding.kinds import Kind
 from nap_runtime.decoding.layout import CanvasLayout, Ids
 from nap_runtime.decoding.placement import Assignment
-from nap_runtime.decoding.state import Kind
 from nap_runtime.errors import RecordError
 from nap_runtime.job import MAX_CANVAS, MAX_ID, MAX_PATHS
 

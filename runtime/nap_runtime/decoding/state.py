@@ -7,28 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from nap_runtime.decoding.kinds import Kind
 from nap_runtime.decoding.layout import CanvasLayout, Ids, ThinkBlock
 
 if TYPE_CHECKING:
     from nap_runtime.decoding.record import CanvasDelta
 
+__all__ = ["NEVER", "CanvasState", "Kind", "Region"]
+
 NEVER = -1
-
-
-class Kind(IntEnum):
-    """How a position got its token."""
-
-    OPEN = 0
-    COMMIT = 1
-    FILL = 2
-    REMASK = 3  # it lost its token again (`p2`)
-    PROVISIONAL = 4  # no change: what a summary slot would get now (summary `live`)
 
 
 @dataclass(frozen=True, slots=True)

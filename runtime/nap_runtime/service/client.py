@@ -32,8 +32,8 @@ from nap_runtime.errors import (
 )
 from nap_runtime.job import DecodeConfig
 from nap_runtime.service.answers import STATES, Finished, JobEvent, JobInfo, JobResult, event_of, job_of, result_of
+from nap_runtime.service.configs import config_to_proto
 from nap_runtime.service.settings import is_loopback, split_address
-from nap_runtime.service.spec import config_to_proto
 from nap_runtime.service.v1 import decoder_pb2 as pb
 from nap_runtime.service.v1 import decoder_pb2_grpc as rpc
 

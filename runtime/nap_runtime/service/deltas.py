@@ -12,8 +12,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from nap_runtime.decoding.kinds import Kind
 from nap_runtime.decoding.record import CanvasDelta
-from nap_runtime.decoding.state import Kind
 from nap_runtime.errors import RecordError
 from nap_runtime.job import MAX_CANVAS
 

@@ -31,10 +31,10 @@ from nap_runtime.errors import (
 from nap_runtime.service import openai
 from nap_runtime.service.access import Caller
 from nap_runtime.service.answers import result_of
+from nap_runtime.service.configs import config_to_proto
 from nap_runtime.service.logs import Log
 from nap_runtime.service.rpc import Decoder, Guard
 from nap_runtime.service.settings import ServerSettings, split_address
-from nap_runtime.service.spec import config_to_proto
 from nap_runtime.service.v1 import decoder_pb2 as pb
 
 _STATUSES: tuple[tuple[type[Exception], int, str], ...] = (

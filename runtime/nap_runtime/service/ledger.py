@@ -17,12 +17,12 @@ from nap_runtime.models.loading import ModelCard
 from nap_runtime.service import failpoints
 from nap_runtime.service.fair import FairQueue, Waiting
 from nap_runtime.service.figures import Figures
+from nap_runtime.service.gate import Accepted, Gate
 from nap_runtime.service.history import History, read_history
 from nap_runtime.service.hub import Hub
 from nap_runtime.service.journal import Journal, JournalFullError
 from nap_runtime.service.logs import Log
 from nap_runtime.service.settings import ServerSettings
-from nap_runtime.service.spec import Accepted, Gate
 from nap_runtime.service.store import JobRow, NewJob, Reason, State
 from nap_runtime.service.v1 import decoder_pb2 as pb
 from nap_runtime.service.writer import AsyncJournal

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from nap_runtime.decoding.record import VERSION as RECORD_VERSION
 from nap_runtime.job import DecodeConfig, DecodeResult
 from nap_runtime.metrics.report import MeanMax, RunMetrics
-from nap_runtime.service.spec import config_to_proto
+from nap_runtime.service.configs import config_to_proto
 from nap_runtime.service.v1 import decoder_pb2 as pb
 
 

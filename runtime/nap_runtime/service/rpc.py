@@ -26,9 +26,9 @@ from nap_runtime.errors import (
 from nap_runtime.service import failpoints, views
 from nap_runtime.service.access import LOCAL, Caller, Tokens, bearer
 from nap_runtime.service.dispatch import Dispatcher
+from nap_runtime.service.gate import Accepted
 from nap_runtime.service.journal import JournalFullError
 from nap_runtime.service.ledger import Ledger
-from nap_runtime.service.spec import Accepted
 from nap_runtime.service.store import EventRow, JobRow, NewJob
 from nap_runtime.service.v1 import decoder_pb2 as pb
 from nap_runtime.service.v1 import decoder_pb2_grpc as rpc

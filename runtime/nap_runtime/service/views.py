@@ -14,11 +14,11 @@ from nap_runtime import __version__
 from nap_runtime.decoding.record import VERSION as RECORD_VERSION
 from nap_runtime.errors import UsageError
 from nap_runtime.models.loading import ModelCard
+from nap_runtime.service.configs import CONFIG_VERSION
 from nap_runtime.service.deltas import DELTA_VERSION
 from nap_runtime.service.dispatch import Dispatcher
 from nap_runtime.service.results import duration
 from nap_runtime.service.settings import GroupSettings
-from nap_runtime.service.spec import CONFIG_VERSION
 from nap_runtime.service.store import EventRow, JobRow
 from nap_runtime.service.v1 import decoder_pb2 as pb
 

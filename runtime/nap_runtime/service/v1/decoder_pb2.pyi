@@ -469,7 +469,7 @@ class DecodeConfig(_message.Message):
     def __init__(self, version: _Optional[int] = ..., layout: _Optional[_Union[Layout, str]] = ..., paths: _Optional[int] = ..., path_tokens: _Optional[_Iterable[int]] = ..., summary_tokens: _Optional[int] = ..., gen_length: _Optional[int] = ..., block_length: _Optional[int] = ..., headers: _Optional[_Union[Headers, _Mapping]] = ..., steps: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., scope: _Optional[_Union[Scope, str]] = ..., confidence: _Optional[_Union[Confidence, str]] = ..., eos_weight: _Optional[float] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., rule_args: _Optional[_Mapping[str, str]] = ..., sync: _Optional[_Union[SyncPolicy, _Mapping]] = ..., control_every: _Optional[int] = ..., threshold: _Optional[float] = ..., factor: _Optional[float] = ..., cfg: _Optional[float] = ..., cache: _Optional[_Union[Cache, str]] = ..., cache_every: _Optional[int] = ...) -> None: ...
 
 class SyncPolicy(_message.Message):
-    __slots__ = ("mode", "every", "warmup", "overlap", "topology", "summary", "top")
+    __slots__ = ("mode", "every", "warmup", "overlap", "topology", "summary", "top", "settle")
     MODE_FIELD_NUMBER: _ClassVar[int]
     EVERY_FIELD_NUMBER: _ClassVar[int]
     WARMUP_FIELD_NUMBER: _ClassVar[int]
@@ -477,6 +477,7 @@ class SyncPolicy(_message.Message):
     TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
+    SETTLE_FIELD_NUMBER: _ClassVar[int]
     mode: SyncMode
     every: int
     warmup: int
@@ -484,7 +485,8 @@ class SyncPolicy(_message.Message):
     topology: Topology
     summary: Summary
     top: int
-    def __init__(self, mode: _Optional[_Union[SyncMode, str]] = ..., every: _Optional[int] = ..., warmup: _Optional[int] = ..., overlap: _Optional[bool] = ..., topology: _Optional[_Union[Topology, str]] = ..., summary: _Optional[_Union[Summary, str]] = ..., top: _Optional[int] = ...) -> None: ...
+    settle: int
+    def __init__(self, mode: _Optional[_Union[SyncMode, str]] = ..., every: _Optional[int] = ..., warmup: _Optional[int] = ..., overlap: _Optional[bool] = ..., topology: _Optional[_Union[Topology, str]] = ..., summary: _Optional[_Union[Summary, str]] = ..., top: _Optional[int] = ..., settle: _Optional[int] = ...) -> None: ...
 
 class Headers(_message.Message):
     __slots__ = ("style", "texts")

@@ -1,0 +1,131 @@
+"""Configurations as protobuf, and back. Knows no model and no torch: clients use it too."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from nap_runtime.errors import NotBuiltError, UsageError
+from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.service.v1 import decoder_pb2 as pb
+
+CONFIG_VERSION = 1
+_ENUMS: dict[str, Any] = {
+    "layout": pb.Layout,
+    "rule": pb.Rule,
+    "scope": pb.Scope,
+    "confidence": pb.Confidence,
+    "cache": pb.Cache,
+}
+_SYNC_ENUMS: dict[str, Any] = {"mode": pb.SyncMode, "topology": pb.Topology, "summary": pb.Summary}
+_PLAIN = (
+    *("paths", "summary_tokens", "gen_length", "block_length", "steps"),
+    *("eos_weight", "temperature", "seed", "control_every"),
+    *("threshold", "factor", "cfg", "cache_every"),
+)
+_OTHER = ("path_tokens", "headers", "rule_args", "sync")
+_SYNC_PLAIN = ("every", "warmup", "overlap", "top", "settle")
+_STYLES = {"nap": pb.HEADER_STYLE_NAP, "text": pb.HEADER_STYLE_TEXT}
+_MAX_ARGS, _MAX_ARG = 16, 64
+
+
+# -- configurations ---------------------------------------------------------------------------------------------------
+
+
+def config_to_proto(config: DecodeConfig) -> pb.DecodeConfig:
+    """The message of a config; what is None stays unset.
+
+    Raises:
+        UsageError: it holds what cannot be sent: a headers file, or an option that the interface does not have.
+    """
+    _check_sendable(config, (*_ENUMS, *_PLAIN, *_OTHER))
+    _check_sendable(config.sync, (*_SYNC_ENUMS, *_SYNC_PLAIN))
+    message = pb.DecodeConfig(version=CONFIG_VERSION)
+    for name, enum in _ENUMS.items():
+        _put_enum(message, name, enum, getattr(config, name))
+    for name in _PLAIN:
+        if getattr(config, name) is not None:
+            setattr(message, name, getattr(config, name))
+    budgets = config.path_tokens
+    if budgets is not None:
+        message.path_tokens.extend(budgets if isinstance(budgets, tuple) else (budgets,))
+    if config.headers is not None:
+        if config.headers not in _STYLES:
+            raise UsageError("headers: a server takes 'nap' or 'text', no file", field="headers")
+        message.headers.style = _STYLES[config.headers]
+    message.rule_args.update(config.rule_args)
+    for name, enum in _SYNC_ENUMS.items():
+        _put_enum(message.sync, name, enum, getattr(config.sync, name))
+    for name in _SYNC_PLAIN:
+        if getattr(config.sync, name):
+            setattr(message.sync, name, getattr(config.sync, name))
+    return message
+
+
+def _check_sendable(config: Any, known: tuple[str, ...]) -> None:
+    for item in fields(config):
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        if item.name != "_" and item.name not in known and getattr(config, item.name) != default:
+            text = f"{item.name}: a server does not take it yet; leave it out, or use nap decode"
+            raise UsageError(text, field=item.name)
+
+
+def _put_enum(message: Any, name: str, enum: Any, value: str | None) -> None:
+    if value is not None:
+        setattr(message, name, enum.Value(_prefix(enum) + value.upper().replace("-", "_")))
+
+
+def config_from_proto(message: pb.DecodeConfig) -> DecodeConfig:
+    """Inverse of `config_to_proto`.
+
+    Raises:
+        UsageError: a value is wrong, unused, or of a newer version. NotBuiltError: it is not built yet.
+    """
+    if not 1 <= message.version <= CONFIG_VERSION:
+        text = f"config: version {message.version} is not one of 1 to {CONFIG_VERSION}, which this server reads"
+        raise UsageError(text, field="config")
+    values: dict[str, Any] = _enums_of(message, _ENUMS)
+    values |= {name: getattr(message, name) for name in _PLAIN if message.HasField(name)}
+    if message.path_tokens:
+        budgets = tuple(message.path_tokens)
+        values["path_tokens"] = budgets if len(budgets) > 1 else budgets[0]
+    if message.HasField("headers"):
+        values["headers"] = _headers_of(message.headers)
+    if len(message.rule_args) > _MAX_ARGS or any(len(t) > _MAX_ARG for pair in message.rule_args.items() for t in pair):
+        raise UsageError(f"rule_args: more than {_MAX_ARGS}, or longer than {_MAX_ARG} letters", field="rule_args")
+    values["rule_args"] = dict(message.rule_args)
+    if message.HasField("sync"):
+        values["sync"] = _sync_of(message.sync)
+    return DecodeConfig(**values)
+
+
+def _sync_of(message: pb.SyncPolicy) -> SyncPolicy:
+    values = _enums_of(message, _SYNC_ENUMS)
+    values |= {name: getattr(message, name) for name in ("every", "warmup", "top", "settle") if message.HasField(name)}
+    return SyncPolicy(overlap=message.overlap, **values)
+
+
+def _headers_of(message: pb.Headers) -> str:
+    if message.WhichOneof("source") == "texts":
+        raise NotBuiltError("headers: texts of your own are not built yet; use a style", field="headers")
+    for name, style in _STYLES.items():
+        if message.style == style:
+            return name
+    raise UsageError("headers: unknown style", field="headers")
+
+
+def _enums_of(message: Any, enums: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, enum in enums.items():
+        number = getattr(message, name)
+        if number == 0:
+            continue
+        if number not in enum.values():
+            raise UsageError(f"{name}: {number} is no value of this server's", field=name)
+        found[name] = enum.Name(number).removeprefix(_prefix(enum)).lower().replace("_", "-")
+    return found
+
+
+def _prefix(enum: Any) -> str:
+    """`RULE_` of `RULE_UNSPECIFIED`."""
+    return str(enum.Name(0)).removesuffix("UNSPECIFIED")
