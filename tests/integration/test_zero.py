@@ -57,6 +57,7 @@ def spread(script: str, out: Path, *checks: str, ranks: int = 1) -> list[tuple[i
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 
+@pytest.mark.timeout(900)  # a minute and a half of work on two free cores
 def test_training_dies_and_goes_on_in_every_spread(tmp_path: Path) -> None:
     """Two ranks train every spread, save and are killed; one rank goes on from that; two go on from both."""
     code, said = launched("zero_worker.py", tmp_path, "parity", "fall", "nonfinite", "muon", "curves")
@@ -94,11 +95,10 @@ def test_training_dies_and_goes_on_in_every_spread(tmp_path: Path) -> None:
         assert "Traceback" not in said
 
     assert [code for code, _ in spread("zero_worker.py", tmp_path, "parity", ranks=4)] == [0] * 4
-    for shape in ("llada-tiny", "dream-tiny"):
-        one, two, four = (torch.load(tmp_path / f"grads-{shape}-{world}.pt", weights_only=True) for world in (1, 2, 4))
-        for name, grad in one.items():
-            for other in (two, four):
-                assert (other[name] - grad).norm() / grad.norm() < 1e-5, f"{shape} {name}"
+    one, two, four = (torch.load(tmp_path / f"grads-dream-tiny-{world}.pt", weights_only=True) for world in (1, 2, 4))
+    for name, grad in one.items():
+        for other in (two, four):
+            assert (other[name] - grad).norm() / grad.norm() < 1e-5, name
 
 
 def killed_often(folder: Path, kills: int, seed: int) -> None:

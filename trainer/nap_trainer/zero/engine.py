@@ -67,8 +67,6 @@ class ZeroEngine:
         deepspeed = load_deepspeed(ranks)
         if zero.precision == "autocast":
             _autocast(module, ranks.device, cached=zero.stage < 3)
-        if zero.stage == 3:
-            _register_head(deepspeed, module)
         at = torch.device("cpu") if zero.offload_optimizer == "cpu" else ranks.device
         stepper = make_optimizer(module, optimizer, device=at)
         with redirect_stdout(StringIO()):  # some of its memory reports cannot be switched off
@@ -167,12 +165,3 @@ def _autocast(module: nn.Module, device: torch.device, *, cached: bool) -> None:
             return forward(*inputs, **options)
 
     module.forward = cast
-
-
-def _register_head(deepspeed: Any, module: nn.Module) -> None:
-    """Tell stage 3 of the matrix that is used outside its own module's forward, and must be gathered for that."""
-    for part in module.modules():
-        if isinstance(part, DiffusionTransformer):
-            weight = part.embed.weight if part.config.tied_head else part.head.weight
-            if hasattr(weight, "ds_id"):
-                deepspeed.zero.register_external_parameter(module, weight)
