@@ -79,14 +79,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = options(arguments)
     parse(rest)  # a wrong command line ends here, before a cluster is asked for
     try:
-        ray.init(address=args.address, include_dashboard=None if args.address else False)
+        connect(args.address or os.environ.get("RAY_ADDRESS"))
         return job(args, rest)
     except KeyboardInterrupt:
         return said("interrupted; the same command goes on from the last checkpoint, if there is one", 130)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         return said(f"no cluster could be reached or started: {str(error).splitlines()[0]}", 1)
     finally:
         ray.shutdown()
+
+
+def connect(address: str | None) -> None:
+    """Join a cluster, or start one here. Fails in seconds where nobody listens; Ray itself would try for minutes."""
+    if address is None:
+        ray.init(include_dashboard=False)
+        return
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    ray.init(address=address)
 
 
 def job(args: argparse.Namespace, rest: list[str]) -> int:
