@@ -36,6 +36,7 @@ check: setup ## Lint, format, types, import contracts, stub drift; changes nothi
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/stubs.py --check
+	$(BIN)/python scripts/protolint.py
 
 format: setup ## Format, and mend what ruff can mend
 	$(BIN)/ruff check --fix .
