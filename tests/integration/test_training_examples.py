@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -234,9 +235,18 @@ def read_until(stream: Any, text: str) -> str:
 def other_rank(printed: str) -> int:
     """The process of rank 1, which prints nothing, from rank 0's that Ray names in its log."""
     first = int(re.search(r"\(rank 0 pid=(\d+)\)", printed)[1])  # type: ignore[index]
-    titles = {int(stat.parent.name): stat.read_text() for stat in Path("/proc").glob("[0-9]*/cmdline")}
-    (other,) = [process for process, title in titles.items() if "Rank.train" in title and process != first]
+    raylet = parent(first)  # other jobs on this machine have raylets of their own
+    titles = {}
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # a process that has ended meanwhile
+            titles[int(file.parent.name)] = file.read_text()
+    ranks = {process for process, title in titles.items() if "Rank.train" in title and parent(process) == raylet}
+    (other,) = ranks - {first}
     return other
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 # --- how a training ends ---
