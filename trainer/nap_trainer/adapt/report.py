@@ -53,6 +53,7 @@ def write_report(run: Path, out: Path) -> list[Path]:
         "# A pretrained model adapted to masked diffusion: start and shift apart",
         "<!-- Written by `python -m nap_trainer.adapt report`: change the run, not the page. -->",
         _QUESTION,
+        *_missing(facts["config"]["points"], points),
         *_findings(points, rate),
         f"![ARness and held-out loss against adaptation tokens, one curve a model]({figure.name})",
         _MEASURE.format(resamples=RESAMPLES),
@@ -70,6 +71,15 @@ def write_report(run: Path, out: Path) -> list[Path]:
     ]
     write_text_atomic(out, "\n\n".join(sections) + "\n")
     return [out, figure]
+
+
+def _missing(planned: Sequence[int], points: Sequence[Point]) -> list[str]:
+    """Which planned points no arm, or not every arm, has reached."""
+    step = _last_common(points)
+    left = [str(point) for point in planned if step is None or point > step]
+    if not left:
+        return []
+    return [f"**The run is not finished**: not every arm reached step {', '.join(left)} of {planned[-1]}."]
 
 
 # -- findings ---------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def arm_config(training: ArmTraining, arm: Arm, seed: int, table: TrainingSet, f
                 "compile": training.compile,
                 "log_every": training.log_every,
                 "tensorboard": False,
-                "export_dtype": "float32",
+                "export_dtype": "bfloat16",
             },
         }
     )

@@ -13,7 +13,10 @@ from nap_trainer.miniature.driver import Driver
 from nap_trainer.miniature.report import plots, tables
 from nap_trainer.miniature.report.claims import AGREES, DISAGREES, OPEN, claims
 from nap_trainer.miniature.report.results import Results
-from nap_trainer.miniature.report.text import table
+from nap_trainer.miniature.report.text import spread, table
+
+PLANNED = (0.4, 0.8)
+"""Where the plan wants the twin's accuracy at 1 token a step."""
 
 
 def render(driver: Driver, out: Path, *, processes: int = 0) -> Results:
@@ -57,6 +60,22 @@ def _setting(results: Results) -> Iterator[str]:
     yield "computed on the first problems of each decode (column n). `missing` has not run."
     yield ""
     yield from tables.trainings(results)
+    yield ""
+    yield from _difficulty(results)
+
+
+def _difficulty(results: Results) -> Iterator[str]:
+    """Whether the study may be read as it was planned: the twin had to score within a range at 1 token a step."""
+    found = results.accuracy("cot-clamped", 1)
+    low, high = PLANNED
+    if found is None:
+        yield f"The plan wants `cot-clamped` between {low} and {high} at 1 token a step. It has not been decoded."
+    elif low <= found[0].value <= high:
+        yield f"`cot-clamped` lies where the plan wants it at 1 token a step: {spread(found[0])}."
+    else:
+        yield f"**The twin is outside the planned range**: `cot-clamped` scores {spread(found[0])} at 1 token a step,"
+        yield f"and the plan wants {low} to {high}. The models were not trained to where the problems tell them apart,"
+        yield "so the comparisons below are shown as they are and settle nothing: the study is to be run again."
     yield ""
 
 
