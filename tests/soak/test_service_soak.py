@@ -23,6 +23,7 @@ from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.models.shapes import make_model_dir
 from nap_runtime.service.client import AsyncClient, Client
 from nap_runtime.service.local import LocalServer
+from nap_runtime.service.v1 import decoder_pb2 as pb
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(0)]
 PROMPTS = ("one two", "two one", "net ten", "ten net")
@@ -96,21 +97,36 @@ def rounds_of(server: LocalServer, rng: random.Random, rounds: int, *, on_ray: b
         while sum(struck.values()) < rounds:
             time.sleep(rng.uniform(0.2, 3.0))
             victim = rng.choice(victims)
-            group = client.cluster().groups[0]
-            processes = list(group.processes)
+            processes = busy_group(client)
             if victim == "server":
                 server.kill()
                 server.start()
-            elif not processes or (victim.startswith(("one", "two", "worker")) and len(processes) < 4):
-                continue
             else:
                 ranks = {"one worker": 1, "two workers": 2, "worker frozen": 1}.get(victim, 0)
                 chosen = rng.sample(processes[1:], ranks) if ranks else processes[:1]
-                for process in chosen:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process, signal.SIGSTOP if "frozen" in victim else signal.SIGKILL)
+                sign = signal.SIGSTOP if "frozen" in victim else signal.SIGKILL
+                if not all(hit(process, sign) for process in chosen):
+                    continue
             struck[victim] += 1
     return struck
+
+
+def busy_group(client: Client) -> list[int]:
+    """Coordinator and workers of the group, once it is decoding."""
+    while True:
+        group = client.cluster().groups[0]
+        if group.state == pb.GROUP_STATE_BUSY:
+            return list(group.processes)
+        time.sleep(0.05)
+
+
+def hit(process: int, sign: signal.Signals) -> bool:
+    """Signal a process; whether it was there."""
+    try:
+        os.kill(process, sign)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(("kind", "rounds"), [("threads", 70), ("ray", 30)])

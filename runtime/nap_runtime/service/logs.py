@@ -24,8 +24,14 @@ class Log:
 
     def write(self, level: str, event: str, **fields: Any) -> None:
         """One event; fields that are None are left out."""
-        if LEVELS.index(level) < self._lowest:
-            return
+        if LEVELS.index(level) >= self._lowest:
+            self._write(level, event, fields)
+
+    def announce(self, event: str, **fields: Any) -> None:
+        """What is written at any level, because others wait for it."""
+        self._write("info", event, fields)
+
+    def _write(self, level: str, event: str, fields: dict[str, Any]) -> None:
         given = {name: value for name, value in fields.items() if value is not None}
         now = time.time()
         if self._json:

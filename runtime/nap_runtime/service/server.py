@@ -79,7 +79,7 @@ class Server:
         await self._server.start()
         await self._open_doors(decoder, guard)
         self._watch = asyncio.ensure_future(self._keep_health())
-        self.log.info(
+        self.log.announce(
             "server.ready",
             **{"address": self.address, "http": self.http_address or None, "metrics": self.metrics_address or None},
             **{"tls": credentials is not None, "tokens": tokens and len(tokens), "version": __version__},
