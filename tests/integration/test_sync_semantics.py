@@ -510,6 +510,28 @@ def test_reports_arrive_every_r_steps_and_hold_each_token_once(
         assert all(delta.step < report.step for delta in report.deltas[0])
 
 
+@pytest.mark.parametrize("mode", ["kv", "tokens"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_with_consensus_no_sync_is_left_out_when_the_paths_are_done(
+    tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any, mode: Any, overlap: bool
+) -> None:
+    """The summary is read as the last sync left it, so a canvas whose neighbours take longer must not learn more."""
+    policy = SyncPolicy(mode, every=2, overlap=overlap, summary="consensus")
+    config = DecodeConfig(paths=3, rule="threshold", scope="path", threshold=0.5, block_length=4, sync=policy)
+    run = (tiny_model("llada-tiny", scale=30.0), nap_layout((20, 20, 20), ends=(94,)))
+    prompts = [prompt_of(seed) for seed in range(3)]
+    together = decode_inline(*run, config, prompts, 3)
+    for canvas, prompt in enumerate(prompts):
+        alone = decode_inline(*run, config, [prompt], 3)
+        verify(alone.records[0])
+        assert together.commits(canvas) == alone.commits()
+        syncs = [event.step for event in alone.records[0].syncs if event.kind == mode]
+        assert syncs == list(range(2 + overlap, 20, 2))
+        last = max(step for step, position, _ in alone.commits() if position < run[1].paths[-1].slots.stop)
+        assert last < 18
+        assert len([step for step in alone.outcomes[0].forwards if step < 20]) < 20  # but its own rows are left alone
+
+
 @pytest.mark.parametrize("policy", INVARIANT, ids=policy_name)
 def test_cancel_stops_all_workers_at_one_step(
     tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any, policy: SyncPolicy

@@ -310,6 +310,15 @@ def test_with_consensus_nothing_is_gathered(machine: Callable[..., Coordination]
     assert last == [(6, "consensus", 3), (7, "consensus", 3)]
 
 
+def test_with_consensus_the_paths_are_left_early_only_where_nothing_is_told(
+    machine: Callable[..., Coordination],
+) -> None:
+    told = run(machine(SyncPolicy("kv", every=2, summary="consensus")), {3: CLOSED})
+    assert told == run(machine(SyncPolicy("kv", every=2, summary="consensus")))
+    silent = run(machine(SyncPolicy("none", summary="consensus")), {3: CLOSED})
+    assert silent == ["0 all", "1 own", "2 own", "6 own+shared S1", "7 summary S1", "finish"]
+
+
 def test_live_scores_the_summary_at_syncs(machine: Callable[..., Coordination]) -> None:
     said = run(machine(SyncPolicy("tokens", every=2, warmup=1, summary="live")))
     assert [text for text in said if "live" in text] == ["3 all live", "5 all live"]

@@ -18,6 +18,7 @@ from nap_runtime.decoding.schedule import (
     blockwise,
     dream,
     llada,
+    path_planning,
     path_steps,
     staggered,
 )
@@ -193,3 +194,53 @@ def test_more_steps_than_slots_is_refused(nap_layout: Any) -> None:
 def test_the_default_block_divides_the_slots(slots: int, length: int) -> None:
     assert block_of(slots, None) == length
     assert block_of(slots, 5) == 5
+
+
+@pytest.mark.parametrize(
+    ("slots", "steps", "quotas"), [(8, 4, (2, 2, 2, 2)), (10, 4, (3, 2, 3, 2)), (5, 5, (1,) * 5), (7, 3, (3, 2, 2))]
+)
+def test_path_planning_by_hand(slots: int, steps: int, quotas: tuple[int, ...]) -> None:
+    """10 slots in 4 steps: 7.5, 5 and 2.5 stay masked, rounded down."""
+    assert path_planning(slots, steps) == quotas
+
+
+@given(st.integers(1, 400), st.data())
+def test_path_planning_leaves_the_floor_of_its_share_masked(slots: int, data: st.DataObject) -> None:
+    steps = data.draw(st.integers(1, slots))
+    left = slots
+    for step, quota in enumerate(path_planning(slots, steps), start=1):
+        left -= quota
+        assert left == floor(Fraction(slots * (steps - step), steps))
+
+
+def test_left_after_is_what_the_quotas_leave(nap_layout: Any) -> None:
+    layout = nap_layout((5, 3), summary=2)
+    paths = UnmaskingSchedule.plan(layout, DecodeConfig(paths=2, rule="p2", scope="path"))
+    for step in range(10):
+        blocks = [paths.left_after(step, layout, block) for block in range(3)]
+        done = min(step + 1, 8)
+        assert blocks[:2] == [5 - done * 5 // 8, 3 - (done * 3 * 2 + 8) // 16]
+        assert blocks[2] == min(2, 2 - (step - 7))
+    canvas = UnmaskingSchedule.plan(layout, DecodeConfig(paths=2, rule="p2", steps=4))
+    assert [canvas.left_after(step, layout, None) for step in range(4)] == [7, 5, 2, 0]
+
+
+def test_rules_without_quotas_have_bounds(nap_layout: Any, plain_layout: Any) -> None:
+    nap = UnmaskingSchedule.plan(nap_layout((5, 3), summary=2), DecodeConfig(paths=2, rule="threshold", scope="path"))
+    assert (nap.paths, nap.summary, nap.steps, nap.fixed) == (((5, 3),) * 5, (2, 2), 7, False)
+    config = DecodeConfig(layout="plain", rule="factor", block_length=4, cache="dual")
+    plain = UnmaskingSchedule.plan(plain_layout(10), config)
+    assert (plain.canvas, plain.block_steps, plain.fixed) == ((4,) * 10, (0, 4, 8), False)
+
+
+def test_blocks_of_a_cached_canvas_begin_when_the_ones_before_are_full(plain_layout: Any) -> None:
+    config = DecodeConfig(layout="plain", rule="blockwise", block_length=4, steps=6, cache="prefix")
+    assert UnmaskingSchedule.plan(plain_layout(8), config).block_steps == (0, 3)
+    free = config.with_values(cache=None)
+    assert UnmaskingSchedule.plan(plain_layout(8), free).block_steps == ()
+
+
+def test_an_answer_beyond_the_region_is_refused(plain_layout: Any) -> None:
+    config = DecodeConfig(layout="plain", rule="prophet", rule_args={"answer": "4:9"})
+    with pytest.raises(UsageError, match="the region has 8 slots"):
+        UnmaskingSchedule.plan(plain_layout(8), config)

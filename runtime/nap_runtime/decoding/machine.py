@@ -198,10 +198,15 @@ class Coordination:
         if self._plan.schedule.canvas:
             self._skip_blocks(control.blocks_done)
             return Finish() if self._step >= self._plan.schedule.steps else self._canvas_step()
-        if control.paths_closed and self._step < self._plan.path_steps:
+        if control.paths_closed and self._step < self._plan.path_steps and not self._views_count:
             self._step, self._under_way = self._plan.path_steps, None
             return self.next(Control())
         return self._path_step() if self._step < self._plan.path_steps else self._summary_step()
+
+    @property
+    def _views_count(self) -> bool:
+        """Whether the summary is read as the last sync left it: then none is left out, whatever a batch's others do."""
+        return self._sync.summary == "consensus" and self._sync.mode != "none"
 
     def _refresh(self) -> Instruction:
         """The first step after a failure: every worker computes every row by itself, and nothing travels.

@@ -116,7 +116,7 @@ class UnmaskingSchedule:
         if block < layout.n_paths:
             return layout.budgets[block] - sum(row[block] for row in self.paths[: step + 1])
         at = 0 if self.at_once else step - len(self.paths)
-        return layout.summary_budget - sum(self.summary[: at + 1])
+        return layout.summary_budget - sum(self.summary[: max(at + 1, 0)])
 
     @classmethod
     def plan(cls, layout: CanvasLayout, config: DecodeConfig) -> UnmaskingSchedule:
