@@ -80,8 +80,7 @@ class Trainer:
         self.model = self._build()
         self.engine = self._start()
         self.step_done = 0
-        self._tokens = 0
-        self._logged = time.monotonic()
+        self._logged, self._last_logged = time.monotonic(), 0
 
     # -- setting up ---------------------------------------------------------------------------------------------
 
@@ -209,15 +208,13 @@ class Trainer:
             "memory_gib": None if (held := meters.peak_memory(device)) is None else held / 2**30,
         }
 
-    _last_logged = 0
-
     @staticmethod
     def _check(figures: Figures) -> None:
-        loss = figures["loss"]
-        if isinstance(loss, float) and not math.isfinite(loss):
-            raise UsageError(
-                f"optimizer.lr: the loss is {loss}; lower the rate or raise the warm-up", field="optimizer.lr"
-            )
+        for name in ("loss", "grad_norm"):
+            value = figures[name]
+            if isinstance(value, float) and not math.isfinite(value):
+                mend = "go back to a checkpoint, and lower the rate or raise the warm-up"
+                raise UsageError(f"optimizer.lr: {name} is {value}: {mend}", field="optimizer.lr")
 
     def _greet(self, log: TrainLog) -> None:
         schedule, table = self.settings.schedule, self.loader.table
