@@ -64,12 +64,13 @@ def expected(model_dir: Path) -> Callable[[str, DecodeConfig], tuple[int, ...]]:
 
 def options(model_dir: Path, journal: Path, *more: str) -> list[str]:
     base = ["--model", str(model_dir), "--dtype", "float64", "--threads", "1", "--journal", str(journal)]
-    return [*base, "--liveness", "2", *more]
+    return [*base, "--liveness", "3", *more]
 
 
-@pytest.fixture
-def server(model_dir: Path, tmp_path: Path) -> Iterator[LocalServer]:
-    with LocalServer(options(model_dir, tmp_path / "jobs.db", "--workers", "3", "--simulate")) as started:
+@pytest.fixture(scope="module")
+def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    journal = tmp_path_factory.mktemp("journal") / "jobs.db"
+    with LocalServer(options(model_dir, journal, "--workers", "3", "--simulate")) as started:
         yield started
 
 
@@ -160,7 +161,7 @@ def test_a_coordinator_that_dies_or_freezes(server: LocalServer, expected: Any, 
     struck(server, expected, strike)
     lost = server.last("group.lost")
     assert lost is not None
-    says = "SIGKILL" if sign == signal.SIGKILL else "not answered for 2 s"
+    says = "SIGKILL" if sign == signal.SIGKILL else "not answered for 3 s"
     assert says in lost["reason"]
 
 
@@ -255,3 +256,15 @@ def small_disk() -> Iterator[Path]:
     finally:
         libc.umount2(folder.encode(), 2)
         os.rmdir(folder)
+
+
+def test_a_frozen_coordinator_does_not_outlive_its_server(server: LocalServer) -> None:
+    with Client(server.address, patience=60.0) as client:
+        process = coordinator(client)
+        os.kill(process, signal.SIGSTOP)
+        server.kill()
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{process}").exists()
+    server.start()

@@ -21,9 +21,9 @@ from nap_runtime.job import DecodeConfig
 from nap_runtime.models.shapes import make_model_dir
 from nap_runtime.service.answers import Update
 from nap_runtime.service.client import Client
+from nap_runtime.service.configs import config_to_proto
 from nap_runtime.service.deltas import unpack_deltas
 from nap_runtime.service.local import LocalServer
-from nap_runtime.service.configs import config_to_proto
 from nap_runtime.service.v1 import decoder_pb2 as pb
 
 SMALL = DecodeConfig(paths=3, path_tokens=2, summary_tokens=2, steps=2)

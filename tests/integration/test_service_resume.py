@@ -120,7 +120,7 @@ def order(results: list[DecodeResult]) -> list[list[list[float]]]:
 CONFIG = {"paths": 3, "path_tokens": 7, "summary_tokens": 5, "temperature": 1.0, "control_every": 2}
 
 
-@pytest.mark.parametrize("lost", [[(1, 4)], [(0, 1)], [(2, 8), (0, 14)], [(0, 23)], [(0, 22), (0, 25)]], ids=str)
+@pytest.mark.parametrize("lost", [[(0, 1)], [(2, 8), (0, 14)], [(0, 22), (0, 25)]], ids=str)
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p.mode}-{p.sees}-K{p.period}-w{p.warmup}")
 def test_a_lost_worker_costs_no_answer(
     card: Any, weights: Any, policy: SyncPolicy, lost: list[tuple[int, int]]

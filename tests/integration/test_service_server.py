@@ -330,6 +330,19 @@ def test_a_full_queue_says_when_to_come_again(start: Callable[..., LocalServer])
     server.stop()
 
 
+def test_two_groups_decode_side_by_side(start: Callable[..., LocalServer]) -> None:
+    server = start("--groups", "2", "--batch", "1")
+    with Client(server.address, patience=30.0) as client:
+        jobs = [client.submit(prompt, LONG) for prompt in ("one two", "two one", "six ten")]
+        streams = [client.watch(job.id) for job in jobs[:2]]
+        for stream in streams:
+            next(event for event in stream if isinstance(event.body, Update))
+        assert [len(group.job_ids) for group in client.cluster().groups] == [1, 1]
+        assert client.get(jobs[2].id).state == "queued"
+        assert [len(client.result(job.id).tokens) for job in jobs]
+    server.kill()
+
+
 # -- restart, drain, health -------------------------------------------------------------------------------------------
 
 

@@ -148,6 +148,14 @@ for n in itertools.count():
         assert len(journal.unfinished()) >= acknowledged
 
 
+def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+    with Journal(tmp_path / "jobs.db") as journal:
+        journal.submit(new(), 0.0)
+        assert {file.stat().st_mode & 0o077 for file in tmp_path.iterdir()} == {0}
+    with pytest.raises(JournalError, match="No such file"):
+        Journal(tmp_path / "none" / "jobs.db")
+
+
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 

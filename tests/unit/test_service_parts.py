@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,16 @@ def test_retries_wait() -> None:
     assert (queue.take(4.0, 1), queue.next_wake(4.0)) == ([], 5.0)
     assert queue.take(5.0, 1)[0].id == "0"
     assert queue.next_wake(5.0) is None
+
+
+def test_a_long_queue_is_quick() -> None:
+    queue = FairQueue()
+    for row in range(10_000):
+        queue.add(job(row, owner=str(row % 7), shape=row % 2))
+    began = time.perf_counter()
+    for _ in range(10):
+        assert len(queue.take(0.0, 32)) == 32
+    assert time.perf_counter() - began < 2.0
 
 
 def test_full_queues_refuse() -> None:

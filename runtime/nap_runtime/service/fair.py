@@ -7,6 +7,7 @@ ranks the owner who has been given the least work comes first, and within an own
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -96,23 +97,37 @@ class FairQueue:
 
     def take(self, now: float, limit: int, fits: Callable[[Waiting], bool] = lambda _: True) -> list[Waiting]:
         """The next batch: the job whose turn it is, and up to `limit` − 1 further ones of its shape, fairly too."""
-        batch: list[Waiting] = []
         ready = [job for job in self._jobs.values() if job.not_before <= now and fits(job)]
-        while ready and len(batch) < limit:
-            job = min(ready, key=lambda job: self._turn(job, now))
-            batch.append(job)
-            self.remove(job.id)
-            self._served[job.owner] = self._served.get(job.owner, 0.0) + job.cost
-            if job.alone:
-                break
-            ready = [other for other in ready if other is not job and not other.alone and other.shape == job.shape]
+        batch = self._pick(ready, now, 1)
+        if batch and not batch[0].alone:
+            first = batch[0]
+            rest = [job for job in ready if job is not first and not job.alone and job.shape == first.shape]
+            batch += self._pick(rest, now, limit - 1)
         if not self._jobs and len(self._served) > 1024:
             self._served.clear()  # nobody waits: let owners of long ago be forgotten
         return batch
 
+    def _pick(self, ready: list[Waiting], now: float, count: int) -> list[Waiting]:
+        """Take out so many, each the one whose turn it is then."""
+        lines: dict[str, deque[Waiting]] = {}
+        for job in sorted(ready, key=lambda job: (-self._rank(job, now), job.row)):
+            lines.setdefault(job.owner, deque()).append(job)
+        picked: list[Waiting] = []
+        while lines and len(picked) < count:
+            owner = min(lines, key=lambda owner: self._turn(lines[owner][0], now))
+            job = lines[owner].popleft()
+            if not lines[owner]:
+                del lines[owner]
+            picked.append(job)
+            self.remove(job.id)
+            self._served[owner] = self._served.get(owner, 0.0) + job.cost
+        return picked
+
     def _turn(self, job: Waiting, now: float) -> tuple[float, float, int]:
-        rank = job.priority + math.floor(max(now - job.since, 0.0) / self.ageing)
-        return -rank, self._served.get(job.owner, 0.0), job.row
+        return -self._rank(job, now), self._served.get(job.owner, 0.0), job.row
+
+    def _rank(self, job: Waiting, now: float) -> int:
+        return job.priority + math.floor(max(now - job.since, 0.0) / self.ageing)
 
     def next_wake(self, now: float) -> float | None:
         """When a job that waits for a retry may begin; None where none does."""

@@ -1,12 +1,13 @@
 """A worker group's own process: coordinator and executor, led by a server over a socket pair.
 
-`python -m nap_runtime.service.group FD`. A process of its own, because a decode may take all memory, crash, or be
-killed, and none of that may reach the server. When the server goes, so does this process.
+`python -m nap_runtime.service.group FD SERVER`. A process of its own, because a decode may take all memory, crash, or
+be killed, and none of that may reach the server. When the server goes, so does this process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
 import signal
@@ -191,8 +192,17 @@ def _described(error: BaseException) -> dict[str, Any]:
     return {"code": code, "message": text, "field": getattr(error, "field", None) or ""}
 
 
+def _die_with(server: int) -> None:
+    """Let the kernel end this process with the server, even where it is stopped and cannot see its socket close."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != server:
+        os._exit(0)  # it has gone already
+
+
 def main() -> int:
     """Serve the socket that the server left open."""
+    _die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's: it says stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))

@@ -65,7 +65,7 @@ class Group:
             ConnectionError: it died or froze while it started.
         """
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "nap_runtime.service.group", str(theirs.fileno())]
+        command = [sys.executable, "-m", "nap_runtime.service.group", str(theirs.fileno()), str(os.getpid())]
         self._process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],

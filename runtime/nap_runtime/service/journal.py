@@ -6,6 +6,7 @@ no protobuf, no network and no clock: times come from the caller, payloads are b
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,14 @@ class JournalFullError(JournalError):
     """The disk, or the journal's own limit, is full: nothing was written, trying again later may succeed."""
 
 
+def _make_private(path: Path) -> None:
+    """Make the file for its owner alone, as SQLite's own files beside it will be: it holds prompts and answers."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise JournalError(f"journal: {path}: {error.strerror}: give another --journal") from error
+
+
 class Journal:
     """See the module. Every method is one transaction, unless it is called inside `transaction`.
 
@@ -37,6 +46,8 @@ class Journal:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._nested = False
+        if not read_only:
+            _make_private(path)
         with self._errors():
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
             self._db.execute("PRAGMA foreign_keys = ON")
