@@ -33,7 +33,7 @@ from nap_runtime.errors import (
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.metrics.verify import verify
 from nap_runtime.models.shapes import make_model_dir
-from nap_runtime.service.answers import Finished, JobEvent, LaidOut, RolledBack, StateChanged, Update
+from nap_runtime.service.answers import Finished, JobEvent, LaidOut, LiveAnswer, RolledBack, StateChanged, Update
 from nap_runtime.service.client import AsyncClient, Client
 from nap_runtime.service.deltas import apply_deltas
 from nap_runtime.service.local import LocalServer
@@ -137,6 +137,16 @@ def test_provisional_updates_come_when_asked_for(client: Client) -> None:
     assert {event.number for event in provisional} == {0}
     numbered = [event.number for event in events if event.number]
     assert numbered == list(range(1, numbered[-1] + 1))
+
+
+def test_live_answers_come_beside_the_updates(client: Client) -> None:
+    job = client.submit("one two", LONG.with_values(path_tokens=20, sync=SyncPolicy("tokens", every=4, summary="live")))
+    events = list(client.watch(job.id, provisional=True))
+    live = [event.body for event in events if isinstance(event.body, LiveAnswer)]
+    assert len(live) > 2
+    assert [body.step for body in live] == sorted({body.step for body in live})
+    assert all(body.step % 4 == 0 for body in live)
+    assert replay(events) == list(client.result(job.id).tokens)
 
 
 def test_watching_goes_on_after_any_event(client: Client) -> None:

@@ -46,7 +46,8 @@ class Picture:
             self.texts |= body.texts
             tokens = sum(len(delta.ids) for delta in body.deltas)
             return f"steps {body.first} to {body.last}: {tokens} tokens"
-        assert isinstance(body, Finished)
+        if not isinstance(body, Finished):
+            return f"answer so far: {body.answer}"
         self.finished, self.state, self.detail = body, body.job.state, body.job.error
         return f"{body.job.state} {body.job.error}".strip()
 

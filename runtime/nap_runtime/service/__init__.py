@@ -1,1 +1,1 @@
-"""The gRPC service `nap.v1.Decoder`: generated stubs now, server and client in a later release."""
+"""The gRPC service `nap.v1.Decoder`: server, worker groups, clients, HTTP door. `docs/service.md` describes it."""

@@ -130,7 +130,16 @@ class Finished:
     result: JobResult | None
 
 
-Body = StateChanged | LaidOut | Update | RolledBack | Finished
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveAnswer:
+    """The summary, and the answer in it, as the paths stood at a step (summary `live`); revocable, its number is 0."""
+
+    step: int
+    answer: str | None
+    summary: str
+
+
+Body = StateChanged | LaidOut | Update | RolledBack | LiveAnswer | Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +218,10 @@ def event_of(message: pb.Event) -> JobEvent | None:
         body = _update(message.canvas_update)
     elif kind == "rolled_back":
         body = RolledBack(step=message.rolled_back.step, reason=message.rolled_back.reason)
+    elif kind == "live_answer":
+        live = message.live_answer
+        answer = live.answer if live.HasField("answer") else None
+        body = LiveAnswer(step=live.step, answer=answer, summary=live.summary)
     elif kind == "finished":
         job = message.finished.job
         done = job.state == pb.JOB_STATE_SUCCEEDED

@@ -10,10 +10,12 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from nap_runtime.decoding.kinds import Kind
 from nap_runtime.decoding.record import CanvasDelta, SyncEvent
 from nap_runtime.executor.coordinator import Batch, Coordinator, JobFailure, Observer, Recovery
 from nap_runtime.executor.progress import Common, Earlier
 from nap_runtime.job import DecodeResult
+from nap_runtime.metrics.answers import extract_boxed
 from nap_runtime.service import failpoints
 from nap_runtime.service.deltas import DELTA_VERSION, apply_deltas, pack_deltas, unpack_deltas
 from nap_runtime.service.frames import Channel
@@ -92,6 +94,13 @@ class _BatchTeller(Observer):
             update.texts.extend(self._views[job].take(deltas))
             told.append([job, "update", pb.Event(canvas_update=update).SerializeToString(), extra])
         self._channel.send(kind="events", batch=self._number, step=common.step, events=told)
+        if self._teller.provisional:
+            live = [
+                (job, view.live(deltas))
+                for job, (view, deltas) in enumerate(zip(self._views, common.deltas, strict=True))
+            ]
+            events = [[job, "", answer.SerializeToString(), b""] for job, answer in live if answer is not None]
+            self._channel.send(kind="provisional", batch=self._number, events=events)
 
     def on_recovery(self, batch: Batch, recovery: Recovery) -> None:
         self._rolled_back(batch, recovery.step, recovery.reason)
@@ -139,6 +148,22 @@ class _View:
                 is_path = number < self._layout.n_paths
                 texts.append(pb.PathText(path=number, text=text) if is_path else pb.PathText(summary=True, text=text))
         return texts
+
+    def live(self, deltas: Sequence[CanvasDelta]) -> pb.Event | None:
+        """The answer as the paths stood at the last of some steps, where the summary was scored then."""
+        would_be = [delta for delta in deltas if delta.kind is Kind.PROVISIONAL]
+        block = self._layout.summary
+        if not would_be or block is None:
+            return None
+        step, ids = max(delta.step for delta in would_be), self._ids.copy()
+        for delta in would_be:
+            if delta.step == step:
+                ids[delta.positions] = delta.ids
+        summary = self._coordinator.text(ids[block.slots.start : block.slots.stop], block.end_ids)
+        body = pb.LiveAnswer(step=step, summary=summary)
+        if (answer := extract_boxed(summary)) is not None:
+            body.answer = answer
+        return pb.Event(live_answer=body)
 
     def _text(self, slots: range, end_ids: tuple[int, ...]) -> str:
         """A block up to its end, with a sign for every slot that is masked."""
