@@ -26,7 +26,7 @@ from nap_runtime.metrics.order import DecodeOrder
 from nap_runtime.models.shapes import make_model
 from nap_runtime.worker import Task
 from nap_trainer.miniature import ordering, stats
-from nap_trainer.miniature.arms import ARMS, Geometry, Tags, compact, fill, padded_prompts, prompts_of, regions
+from nap_trainer.miniature.arms import ARMS, Geometry, Tags, fill, padded_prompts, prompts_of, regions
 from nap_trainer.miniature.decoding import Compiled, Decoded, Decoder, Setting
 from nap_trainer.miniature.grading import read_answers
 from nap_trainer.miniature.problems import NO_ANSWER, Problems
@@ -144,15 +144,6 @@ def test_every_arm_has_the_same_rows(name: str, path: int, summary: int) -> None
     assert layout.size == 3 + 3 * (path + 1) + 1 + summary
     assert max(layout.budgets) - min(layout.budgets) <= 1
     assert len(regions(layout)) == geometry.rows
-
-
-@given(st.lists(st.lists(st.integers(-1, 3), min_size=4, max_size=4), min_size=1, max_size=6))
-def test_compact_keeps_order(rows: list[list[int]]) -> None:
-    packed, lengths = compact(np.array(rows))
-    for row, after, length in zip(rows, packed.tolist(), lengths, strict=True):
-        kept = [token for token in row if token >= 0]
-        assert after == kept + [-1] * (4 - len(kept))
-        assert length == len(kept)
 
 
 # --- settings ---

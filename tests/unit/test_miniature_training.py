@@ -1,4 +1,4 @@
-"""The trainer's canvases of every arm are those that the miniature decodes."""
+"""The trainer's own batches of every arm are the canvases that the miniature decodes."""
 
 from __future__ import annotations
 
@@ -7,43 +7,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nap_trainer.batches.collate import collate
-from nap_trainer.batches.formats import Marks, formed
-from nap_trainer.batches.segments import SegmentTable
-from nap_trainer.miniature.arms import ARMS, Geometry, Tags
+from nap_trainer.batches.formats import formed
+from nap_trainer.batches.loader import Loader
+from nap_trainer.miniature.arms import ARMS, Geometry, Tags, arm_data, segments
 from nap_trainer.miniature.seam import TrainingSet
-from nap_trainer.miniature.training import arm_data
 from nap_trainer.miniature.words import source
-from nap_trainer.prepare import model_card
-from nap_trainer.settings import DataSection, ModelSection
+from nap_trainer.settings import DataSection
 
 
 @pytest.mark.parametrize("name", ARMS)
 @pytest.mark.parametrize("prompt_tokens", [71, None])
-def test_canvases_are_the_decoders(name: str, prompt_tokens: int | None, tmp_path: Path) -> None:
+def test_batches_are_the_decoders_canvases(name: str, prompt_tokens: int | None, tmp_path: Path) -> None:
     words, arm = source({}), ARMS[name]
     geometry = Geometry(path_tokens=55, summary_tokens=8, prompt_tokens=prompt_tokens)
-    tags = Tags.of(words.tokenizer(tmp_path / "ours"))
-    problems = words.problems("train", 24, 3, 1)
-    table = TrainingSet.of(problems, geometry, tags, tmp_path / "ours")
+    tags = Tags.of(words.tokenizer(tmp_path))
+    table = TrainingSet.of(words.problems("train", 24, 3, 1), geometry, tags, tmp_path)
     data = DataSection.model_validate(arm_data(arm, geometry))
-    marks = Marks.of(model_card(ModelSection(shape="nap-tiny", tokenizer="words-study"), tmp_path / "theirs"), 3)
-    arrays = {key: getattr(table.problems, key).astype(np.int32) for key in ("prompt_nP", "paths_nmL", "summary_nS")}
-    rows = np.arange(len(problems))
-    batch = collate(
-        formed(SegmentTable(**arrays), data, marks),
-        rows,
-        np.tile(np.arange(arm.blocks if arm.clamped else 1), (len(rows), 1)),
-        budgets=geometry.budgets(arm),
-        summary_budget=geometry.summary_tokens if arm.clamped else 0,
-        marks=marks,
-        index_B=rows,
-    )
-    ours = table.canvases(arm)
-    width = ours.ids_nN.shape[1]
-    assert np.array_equal(batch.ids_BN[:, :width], ours.ids_nN)
-    assert (batch.ids_BN[:, width:] == tags.eos_id).all()
-    for row, prompt in enumerate(ours.prompts_n):
-        inside = batch.block_BN[row, prompt : prompt + geometry.rows]
-        assert np.array_equal(inside, ours.region_R)
+    rows = formed(segments(table.problems), data, tags.marks)
+    [batch] = Loader(rows, data, tags.marks, global_batch=24, micro_batch=24).step(0)
+    canvases = table.canvases(arm)
+    ends = canvases.prompts_n + geometry.rows
+    wanted = {tuple(row[:end]) for row, end in zip(canvases.ids_nN.tolist(), ends, strict=True)}
+    found = {tuple(ids[owner > -2].tolist()) for ids, owner in zip(batch.ids_BN, batch.owner_BN, strict=True)}
+    assert found == wanted
+    for ids, block, owner in zip(batch.ids_BN, batch.block_BN, batch.owner_BN, strict=True):
+        inside = block[owner > -2]
+        layout = geometry.layout(arm, tags, int((owner == -1).sum()))
+        initial = layout.initial_ids(ids[: layout.prompt_tokens].tolist())
+        np.testing.assert_array_equal(inside[layout.prompt_tokens :], canvases.region_R)
+        np.testing.assert_array_equal(inside > 0, initial == tags.mask_id)
     assert batch.full == (prompt_tokens == 71)  # nothing outside the canvas: no attention mask is needed

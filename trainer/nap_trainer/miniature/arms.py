@@ -12,18 +12,19 @@ All arms have the same prompt, the same number of rows behind it, the same vocab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.errors import ModelError, UsageError
 from nap_runtime.models.tokenizer import EOS, MASK, Tokenizer
+from nap_trainer.batches.collate import collate
+from nap_trainer.batches.formats import Marks, formed
+from nap_trainer.batches.segments import SegmentTable
 from nap_trainer.miniature.problems import Array, Problems
-
-_CHUNK = 1 << 15  # rows filled at a time: bounds the scratch memory
+from nap_trainer.settings import DataSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,24 @@ class Tags:
             eos_id=of(EOS),
         )
 
+    @property
+    def marks(self) -> Marks:
+        """The same as the trainer wants them: each a single token, nothing between texts."""
+        return Marks(
+            headers=tuple((header,) for header in self.headers),
+            ends=tuple((end,) for end in self.ends),
+            end_tags=self.ends,
+            summary_header=(self.summary_header,),
+            summary_end=(self.summary_end,),
+            summary_tag=self.summary_end,
+            chain_header=self.headers[:1],
+            chain_end=self.ends[:1],
+            gap=(),
+            mask_id=self.mask_id,
+            eos_id=self.eos_id,
+            text_ends=(self.eos_id,),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
@@ -169,23 +188,65 @@ class ArmTable:
 
 
 def fill(problems: Problems, arm: Arm, geometry: Geometry, tags: Tags) -> ArmTable:
-    """The training canvases of an arm.
+    """The training canvases of an arm, as the trainer lays them out.
 
     Raises:
         UsageError: a text and its end tag exceed their budget; the field is named.
     """
-    parts = [
-        _fill_chunk(problems.take(slice(at, at + _CHUNK)), arm, geometry, tags)
-        for at in range(0, len(problems), _CHUNK)
-    ]
-    width = max(ids.shape[1] for ids, _, _ in parts)
-    padded = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=tags.eos_id) for ids, _, _ in parts]
-    return ArmTable(
-        ids_nN=np.concatenate(padded),
-        prompts_n=np.concatenate([prompts for _, prompts, _ in parts]),
-        region_R=regions(geometry.layout(arm, tags, 1)),
-        targets=float(sum(targets for _, _, targets in parts) / max(len(problems), 1)),
+    problems, marks = padded_prompts(problems, geometry, tags), tags.marks
+    table = formed(segments(problems), DataSection.model_validate(arm_data(arm, geometry)), marks)
+    _check_budgets(table, arm, geometry)
+    rows = np.arange(len(table))
+    batch = collate(
+        table,
+        rows,
+        np.tile(np.arange(table.paths_nmL.shape[1]), (len(rows), 1)),
+        budgets=geometry.budgets(arm),
+        summary_budget=geometry.summary_tokens if arm.clamped else 0,
+        marks=marks,
+        index_B=rows,
+        multiple=1,
     )
+    return ArmTable(
+        ids_nN=batch.ids_BN.astype(np.uint16),
+        prompts_n=table.prompt_lengths_n,
+        region_R=regions(geometry.layout(arm, tags, 1)),
+        targets=float(batch.text_BN.sum(1).mean()),
+    )
+
+
+def _check_budgets(table: SegmentTable, arm: Arm, geometry: Geometry) -> None:
+    end = int(arm.clamped)  # in a free region the tags are in the text
+    longest = int(table.path_lengths_nm.max()) + end
+    summary = int(table.summary_lengths_n.max(initial=0)) + end
+    fields = (
+        ("path_tokens", longest, min(geometry.budgets(arm))),
+        ("summary_tokens", summary, geometry.summary_tokens),
+    )
+    for field, needed, budget in fields if arm.clamped else fields[:1]:
+        if needed > budget:
+            text = f"a text of {needed} tokens with its end tag exceeds {budget} slots"
+            raise UsageError(f"{field}: {text}", field=field)
+
+
+def segments(problems: Problems) -> SegmentTable:
+    """The problems as the trainer's table."""
+    arrays = {name: getattr(problems, name).astype(np.int32) for name in ("prompt_nP", "paths_nmL", "summary_nS")}
+    return SegmentTable(**arrays)
+
+
+def arm_data(arm: Arm, geometry: Geometry) -> dict[str, Any]:
+    """The trainer's `data` section of an arm: the same rows on canvases of the same size."""
+    one_trace = len(arm.traces) == 1
+    return {
+        "train": "words-study",
+        "format": "single" if one_trace else "nap" if arm.blocks > 1 else "long-cot",
+        "answer": "clamped" if arm.clamped else "free",
+        "paths": [len(arm.traces)],
+        "path_tokens": max(geometry.budgets(arm)),
+        "summary_tokens": geometry.summary_tokens,
+        "gen_length": geometry.rows,
+    }
 
 
 def regions(layout: CanvasLayout) -> Array:
@@ -208,15 +269,6 @@ def padded_prompts(problems: Problems, geometry: Geometry, tags: Tags) -> Proble
     return replace(problems, prompt_nP=rows_nP.astype(np.int32))
 
 
-def _fill_chunk(problems: Problems, arm: Arm, geometry: Geometry, tags: Tags) -> tuple[Array, Array, int]:
-    prompt_nP, lengths_n = _prompts(problems, geometry, tags)
-    rows_nR = _rows(problems, arm, geometry, tags)
-    targets = int((rows_nR != tags.eos_id).sum()) - len(problems) * (arm.blocks + 1 if arm.clamped else 0)
-    marked = np.concatenate([np.where(prompt_nP < 0, -1, prompt_nP), rows_nR], axis=1)
-    joined_nN, _ = compact(marked)
-    return np.where(joined_nN < 0, tags.eos_id, joined_nN).astype(np.uint16), lengths_n, targets
-
-
 def _prompts(problems: Problems, geometry: Geometry, tags: Tags) -> tuple[Array, Array]:
     """Prompts and their lengths, −1 behind each."""
     prompt_nP, wanted = problems.prompt_nP, geometry.prompt_tokens
@@ -230,58 +282,3 @@ def _prompts(problems: Problems, geometry: Geometry, tags: Tags) -> tuple[Array,
         rows = np.flatnonzero(lengths_n == length)
         out_nP[rows, wanted - length :] = prompt_nP[rows, :length]
     return out_nP, np.full_like(lengths_n, wanted)
-
-
-def _rows(problems: Problems, arm: Arm, geometry: Geometry, tags: Tags) -> Array:
-    """Everything behind the prompt, [n, R]."""
-    n = len(problems)
-    dealt = np.array_split(np.array(arm.traces), arm.blocks)
-    blocks = [np.concatenate([problems.paths_nmL[:, t] for t in traces], axis=1) for traces in dealt]
-    texts = [*blocks, problems.summary_nS]
-    ends = (*tags.ends[: arm.blocks], tags.summary_end)
-    headers = (*tags.headers[: arm.blocks], tags.summary_header)
-    if arm.clamped:
-        budgets = (*geometry.budgets(arm), geometry.summary_tokens)
-        return np.concatenate(
-            [
-                part
-                for header, text, end, budget in zip(headers, texts, ends, budgets, strict=True)
-                for part in (_column(n, header), _ended([text], end, budget, tags.eos_id, _field(end, tags)))
-            ],
-            axis=1,
-        )
-    pieces = [
-        part
-        for header, text, end in zip(headers, texts, ends, strict=True)
-        for part in (_column(n, header), text, _column(n, end))
-    ]
-    return _ended(pieces, None, geometry.rows, tags.eos_id, "path_tokens")
-
-
-def _field(end: int, tags: Tags) -> str:
-    return "summary_tokens" if end == tags.summary_end else "path_tokens"
-
-
-def _column(n: int, token: int) -> Array:
-    return np.full((n, 1), token, dtype=np.int64)
-
-
-def _ended(pieces: Sequence[Array], end: int | None, budget: int, eos: int, field: str) -> Array:
-    """Texts one behind the other, an end tag, end-of-text up to the budget. Shape [n, budget]."""
-    parts = [*pieces, *([] if end is None else [_column(len(pieces[0]), end)])]
-    joined, lengths_n = compact(np.concatenate(parts, axis=1))
-    longest = int(lengths_n.max(initial=0))
-    if longest > budget:
-        raise UsageError(f"{field}: a text of {longest} tokens with its end tag exceeds {budget} slots", field=field)
-    padded = np.pad(joined, ((0, 0), (0, max(0, budget - joined.shape[1]))), constant_values=-1)[:, :budget]
-    return np.where(padded < 0, eos, padded)
-
-
-def compact(ids_nW: Array) -> tuple[Array, Array]:
-    """Entries ≥ 0 of each row moved to its front, −1 behind; and how many there are."""
-    valid = ids_nW >= 0
-    place = valid.cumsum(1, dtype=np.int32) - 1
-    rows, cols = np.nonzero(valid)
-    out = np.full(ids_nW.shape, -1, dtype=np.int64)
-    out[rows, place[rows, cols]] = ids_nW[rows, cols]
-    return out, valid.sum(1)

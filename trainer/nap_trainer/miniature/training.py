@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field, ValidationError
 
 from nap_runtime.errors import UsageError
 from nap_runtime.models.shapes import shape_config
-from nap_trainer.batches.segments import SegmentTable
 from nap_trainer.loop import Trainer
-from nap_trainer.miniature.arms import Arm, Geometry
+from nap_trainer.miniature.arms import Arm, arm_data, segments
 from nap_trainer.miniature.seam import TrainArm, TrainingSet
 from nap_trainer.prepare import Prepared, prepare
 from nap_trainer.ranks import Ranks
@@ -83,6 +81,7 @@ def arm_config(training: ArmTraining, arm: Arm, seed: int, table: TrainingSet, f
     """The whole training of an arm in the trainer's own words."""
     overrides = {"max_positions": 512, **training.overrides}
     shape_config(_SHAPE, **overrides)  # a wrong name is a clear error here
+    assert len(set(table.geometry.budgets(arm))) == 1, f"{arm.name}: the trainer's blocks have one budget"
     return TrainConfig.from_mapping(
         {
             "model": {"shape": _SHAPE, "tokenizer": "words-study", "overrides": overrides, "seed": seed},
@@ -103,28 +102,5 @@ def arm_config(training: ArmTraining, arm: Arm, seed: int, table: TrainingSet, f
     )
 
 
-def arm_data(arm: Arm, geometry: Geometry) -> dict[str, Any]:
-    """The `data` section of an arm: the same rows on canvases of the same size."""
-    one_trace = len(arm.traces) == 1
-    form = "single" if one_trace else "nap" if arm.blocks > 1 else "long-cot"
-    budgets = set(geometry.budgets(arm))
-    assert len(budgets) == 1 or not arm.clamped, f"{arm.name}: uneven budgets"
-    return {
-        "train": "words-study",
-        "format": form,
-        "answer": "clamped" if arm.clamped else "free",
-        "paths": [1 if one_trace else len(arm.traces)],
-        "path_tokens": max(budgets),
-        "summary_tokens": geometry.summary_tokens,
-        "gen_length": geometry.rows,
-    }
-
-
 def _prepared(settings: TrainConfig, ranks: Ranks, table: TrainingSet) -> Prepared:
-    problems = table.problems
-    rows = SegmentTable(
-        prompt_nP=np.asarray(problems.prompt_nP, dtype=np.int32),
-        paths_nmL=np.asarray(problems.paths_nmL, dtype=np.int32),
-        summary_nS=np.asarray(problems.summary_nS, dtype=np.int32),
-    )
-    return prepare(settings, ranks.device, rows)
+    return prepare(settings, ranks.device, segments(table.problems))
