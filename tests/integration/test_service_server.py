@@ -447,7 +447,7 @@ def nap(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-def test_a_word_problem_from_the_command_line(start: Callable[..., LocalServer], nap: Any) -> None:
+def test_a_word_problem_from_the_command_line(start: Callable[..., LocalServer], nap: Any, tmp_path: Path) -> None:
     server = start(model="nap-tiny")
     at = server.address
     code, out, error = nap(at, "submit", "--watch", "--steps", "33", "--label", "cli=1", SHIRT)
@@ -467,6 +467,12 @@ def test_a_word_problem_from_the_command_line(start: Callable[..., LocalServer],
     code, _, error = nap(at, "watch", "nothing")
     assert (code, error.count("\n")) == (1, 1)
     assert nap(at, "submit", "--every", "3", "x")[0] == 2
+    (tmp_path / "c.yaml").write_text("prompt: 'A shirt'\nsteps: 5\nworkers: 3\n")
+    code, _, error = nap(at, "submit", "--config", str(tmp_path / "c.yaml"))
+    assert (code, "the server decides it" in error) == (2, True)
+    (tmp_path / "c.yaml").write_text(f"prompt: '{SHIRT}'\nsteps: 33\ngold: '40'\n")
+    found = json.loads(nap(at, "submit", "--config", str(tmp_path / "c.yaml"), "--wait", "--json")[1])
+    assert (found["answer"], found["correct"], found["job"]["question"]) == ("40", True, SHIRT)
     server.stop()
     code, _, error = nap(at, "jobs", "--patience", "0")
     assert (code, error.count("\n")) == (1, 1)

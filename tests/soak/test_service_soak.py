@@ -121,10 +121,13 @@ def busy_group(client: Client) -> list[int]:
 
 
 def hit(process: int, sign: signal.Signals) -> bool:
-    """Signal a process; whether it was there."""
+    """Signal a process; whether it was there and running, not dead or frozen by a round before."""
     try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        if state in ("T", "Z"):
+            return False
         os.kill(process, sign)
-    except ProcessLookupError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return True
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nap_runtime.cli import output
-from nap_runtime.cli.options import add_decode_options, read_settings
+from nap_runtime.cli.options import add_decode_options, read_job_keys, read_settings
 from nap_runtime.cli.parser import FAILURE, Parser, integer, key_value, natural, number, positive
+from nap_runtime.cli.settings import Settings
 from nap_runtime.errors import JobFailedError, UsageError
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def run_submit(args: argparse.Namespace) -> int:
     settings = read_settings(args)
     if "watch" in args and "wait" in args:
         raise UsageError("wait: --watch waits already; give one of them", field="wait")
+    _check_server_side(settings)
     prompt, note, gold = _question(args, settings.config.seed)
     with client_of(args) as client:
         job = client.submit(
@@ -141,14 +143,25 @@ def run_submit(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_server_side(settings: Settings) -> None:
+    """A --config file may set what the server decides."""
+    for item in fields(Settings):
+        if item.name != "config" and getattr(settings, item.name) != item.default:
+            raise UsageError(f"{item.name}: the server decides it; leave it out", field=item.name)
+
+
 def _question(args: argparse.Namespace, seed: int) -> tuple[str, str, str | None]:
     """Prompt, which held-out problem it is, and the right answer."""
     from nap_runtime.cli.jobs import pick_held_out
 
-    if "prompt" in args and args.prompt is not None:
-        if not args.prompt.strip():
+    keys = read_job_keys(args)
+    if "file" in keys:
+        raise UsageError("config: it names a file of prompts; a job has one prompt", field="config")
+    prompt = args.prompt if getattr(args, "prompt", None) is not None else keys.get("prompt")
+    if prompt is not None:
+        if not prompt.strip():
             raise UsageError("prompt: it is empty; give a question", field="prompt")
-        return args.prompt, "", getattr(args, "gold", None)
+        return prompt, "", getattr(args, "gold", keys.get("gold") if prompt == keys.get("prompt") else None)
     if "gold" in args:
         raise UsageError("gold: only a PROMPT has one", field="gold")
     job, note = pick_held_out(seed)
