@@ -234,8 +234,9 @@ def test_a_full_disk_refuses_and_recovers(model_dir: Path, expected: Any) -> Non
                 client.submit("one two", CONFIG, key=f"full {number}")
         assert server.running
         assert server.last("journal.trouble") is not None
-        time.sleep(1.5)
+        time.sleep(4.0)  # longer than the group may be silent
         assert client.get(running.id).state == "running", "its reports wait for room"
+        assert server.last("group.lost") is None
         filler.unlink()
         assert patient.submit("two one", CONFIG).state == "queued"
         assert patient.result(running.id).tokens == expected("one two", LONG)

@@ -317,6 +317,7 @@ def test_plaintext_for_other_machines_is_refused(address: str, tmp_path: Path) -
         ({"listen": "localhost:99999"}, "listen"),
         ({"listen": "::1:5"}, "listen"),
         ({"groups": 0}, "groups"),
+        ({"groups": 2, "group": GroupSettings(workers=2, device="cuda")}, "groups"),
         ({"tls_cert": Path("x")}, "tls_cert"),
         ({"client_ca": Path("x")}, "client_ca"),
         ({"drain_seconds": float("nan")}, "drain_seconds"),

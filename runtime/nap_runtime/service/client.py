@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import secrets
 import threading
 import time
@@ -20,19 +19,13 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from nap_runtime.errors import (
-    AccessError,
-    BusyError,
-    KeyConflictError,
-    NapError,
-    NoSuchJobError,
-    NotBuiltError,
-    ServiceError,
     UnavailableError,
     UsageError,
 )
 from nap_runtime.job import DecodeConfig
 from nap_runtime.service.answers import STATES, Finished, JobEvent, JobInfo, JobResult, event_of, job_of, result_of
 from nap_runtime.service.configs import config_to_proto
+from nap_runtime.service.patience import Patience, error_of
 from nap_runtime.service.settings import is_loopback, split_address
 from nap_runtime.service.v1 import decoder_pb2 as pb
 from nap_runtime.service.v1 import decoder_pb2_grpc as rpc
@@ -41,7 +34,6 @@ T = TypeVar("T")
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 TOKEN_VARIABLE, ADDRESS_VARIABLE = "NAP_TOKEN", "NAP_SERVER"
 _CALL_SECONDS = 30.0
-_FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -195,7 +187,7 @@ class AsyncClient:
             after: only events with a greater number.
             provisional: also what is not common to all workers yet; these are revocable and have number 0.
         """
-        patience = _Patience(self._patience)
+        patience = Patience(self._patience)
         while True:
             request = pb.WatchRequest(job_id=job_id, after_event=after, include_provisional=provisional)
             call = self._stub.Watch(request, metadata=self._metadata)
@@ -237,7 +229,7 @@ class AsyncClient:
         return await self.result((await self.submit(prompt, config, **more)).id)
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
-        patience = _Patience(self._patience)
+        patience = Patience(self._patience)
         while True:
             try:
                 return await method(request, metadata=self._metadata, timeout=_CALL_SECONDS)
@@ -333,50 +325,6 @@ async def _make(address: str | None, options: Mapping[str, Any]) -> AsyncClient:
 
 async def _next(stream: AsyncIterator[JobEvent]) -> JobEvent | None:
     return await anext(stream, None)
-
-
-class _Patience:
-    """How long to go on trying."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.renew()
-
-    def renew(self) -> None:
-        """Something came through."""
-        self._until, self._wait = time.monotonic() + self._seconds, _FIRST_WAIT
-
-    async def wait(self, error: NapError) -> None:
-        """Wait before the next try, or raise the error where trying again is of no use, or patience has ended."""
-        if not isinstance(error, UnavailableError | BusyError) or time.monotonic() > self._until:
-            raise error
-        hint = error.retry_after if isinstance(error, BusyError) else 0.0
-        await asyncio.sleep(max(self._wait, hint) * random.uniform(0.7, 1.3))
-        self._wait = min(self._wait * 1.6, _LONGEST_WAIT)
-
-
-def error_of(error: grpc.aio.AioRpcError) -> NapError:
-    """A status as one of this package's errors."""
-    code, text = error.code(), error.details() or error.code().name
-    trailing = dict(tuple(error.trailing_metadata() or ()))
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        hint = trailing.get("retry-after-ms", "1000")
-        return BusyError(text, retry_after=int(hint) / 1000 if str(hint).isdigit() else 1.0)
-    field = trailing.get("nap-field")
-    if code is grpc.StatusCode.INVALID_ARGUMENT:
-        return UsageError(text, field=field if isinstance(field, str) else None)
-    if code is grpc.StatusCode.UNIMPLEMENTED and field:
-        return NotBuiltError(text, field=field if isinstance(field, str) else None)
-    return _ERRORS.get(code, ServiceError)(f"{text}" if code in _ERRORS else f"{code.name}: {text}")
-
-
-_ERRORS: dict[grpc.StatusCode, type[ServiceError]] = {
-    grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    grpc.StatusCode.UNAUTHENTICATED: AccessError,
-    grpc.StatusCode.PERMISSION_DENIED: AccessError,
-    grpc.StatusCode.NOT_FOUND: NoSuchJobError,
-    grpc.StatusCode.ALREADY_EXISTS: KeyConflictError,
-}
 
 
 def _credentials(ca: str | Path, cert: str | Path | None, key: str | Path | None) -> grpc.ChannelCredentials:

@@ -118,7 +118,9 @@ class Dispatcher:
         failpoints.reach("begin.after_journal")
         began = []
         for live, row in zip(batch.jobs, rows, strict=True):
-            if row is not None:
+            if row is None:  # it has ended meanwhile
+                await self._ledger.forget(live.row.id)
+            else:
                 live.row = row
                 began.append(live)
                 self._hub.news(row.id)

@@ -56,6 +56,7 @@ class Group:
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._heard = 0.0
+        self._handling = False  # the server is busy with what the group said last
 
     async def start(self) -> None:
         """Bring the process up.
@@ -72,7 +73,7 @@ class Group:
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             start_new_session=True,  # Ctrl-C on the server's terminal is for the server, which drains
-            env=_environment(self.status.restarts),
+            env=_environment(self.status.index, self.status.restarts, self.settings),
         )
         theirs.close()
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -94,8 +95,9 @@ class Group:
             while (message := await receive(self._reader)) is not None:
                 self._heard = time.monotonic()
                 if message["kind"] != "beat":
+                    self._handling = True  # waiting for the journal is not the group's silence
                     await self._hear(self, message)
-                    self._heard = time.monotonic()  # waiting for the journal is not the group's silence
+                    self._heard, self._handling = time.monotonic(), False
         except FrameError as error:
             return f"its coordinator sent {error}"
         finally:
@@ -105,7 +107,7 @@ class Group:
         return f"its coordinator died ({await self._ending()})"
 
     async def _watch(self) -> str:
-        while time.monotonic() < self._heard + self.settings.liveness:
+        while self._handling or time.monotonic() < self._heard + self.settings.liveness:
             await asyncio.sleep(0.25)
         self.kill()
         return f"its coordinator has not answered for {self.settings.liveness:g} s"
@@ -156,9 +158,18 @@ class Group:
             self._process = None
 
 
-def _environment(restarts: int) -> dict[str, str]:
-    """A group's environment. Each restart uses up one failpoint, so that a list of them is met one after another."""
+def _environment(index: int, restarts: int, settings: GroupSettings) -> dict[str, str]:
+    """A group's environment. Each restart uses up one failpoint, so that a list of them is met one after another.
+
+    Groups that decode in their own process take the GPUs in turn; Ray gives its workers theirs.
+    """
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if settings.device == "cuda" and not settings.on_ray:
+        import torch
+
+        given = variables.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        devices = given.split(",")
+        variables["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
     points = variables.pop(failpoints.VARIABLE, "").split(",")
     kept = [point for index, point in enumerate(points) if index >= restarts or "~" in point]
     return {**variables, failpoints.VARIABLE: ",".join(kept)}

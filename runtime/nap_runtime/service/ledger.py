@@ -209,7 +209,7 @@ class Ledger:
         row = await self._write(write)
         if job_id in self.live:
             self._count_end(row)
-            await self._forget(job_id)
+            await self.forget(job_id)
         return row
 
     async def finish(
@@ -224,7 +224,7 @@ class Ledger:
         failpoints.reach("finish.after_journal")
         if ended:
             self._count_end(replace(row, state=state, finished=now), reason)
-        await self._forget(row.id)
+        await self.forget(row.id)
 
     def _count_end(self, row: JobRow, reason: Reason | None = None) -> None:
         self.figures.ended.labels(row.state).inc()
@@ -234,7 +234,7 @@ class Ledger:
         level = "info" if row.state in ("done", "cancelled") else "warning"
         self.log.write(level, f"job.{row.state}", job=row.id, attempt=row.attempt, reason=reason and reason.message)
 
-    async def _forget(self, job_id: str) -> None:
+    async def forget(self, job_id: str) -> None:
         """A job has ended: out of the queue, and out of its batch, which stops when nobody waits for it."""
         live = self.live.pop(job_id, None)
         self._deadlines.pop(job_id, None)
@@ -248,7 +248,7 @@ class Ledger:
         again = await self.persist(lambda j: j.requeue(live.row.id, attempt, now, failed=counts, detail=reason))
         self.figures.lost.inc()
         if again is None:
-            await self._forget(live.row.id)
+            await self.forget(live.row.id)
             return
         self.log.warning("job.attempt_lost", job=again.id, attempt=attempt, failures=again.failures, reason=reason)
         final = code in ("USAGE", "MODEL")

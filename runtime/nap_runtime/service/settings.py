@@ -132,6 +132,10 @@ class ServerSettings:
         for name in ("keep_seconds", "drain_seconds"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name}: not a number of at least 0", field=name)
+        group = self.group
+        if self.groups > 1 and group.on_ray and group.device == "cuda" and group.address is None:
+            text = "groups: several groups share GPUs on one Ray cluster only; start one and give --address"
+            raise UsageError(text, field="groups")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("tls_cert: give certificate and key, or neither", field="tls_cert")
         if self.client_ca is not None and self.tls_cert is None:
