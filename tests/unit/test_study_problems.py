@@ -259,8 +259,8 @@ def test_sums_by_hand() -> None:
         for i, (gold, depth) in enumerate([("1", "2"), ("2", "2"), ("3", "5")])
     ]
     rows: dict[int, dict[str, Any]] = {
-        0: {"answer": "1", "correct": True, "path_answers": ["1", "0"], "arness": 0.5, "nfe": {"steps": 4}},
-        1: {"answer": None, "correct": False, "path_answers": ["3", "2"], "arness": None, "nfe": {"steps": 2}},
+        0: {"answer": "1", "correct": True, "path_answers": ["1", "0"], "measures": {"arness": 0.5, "nfe_steps": 4}},
+        1: {"answer": None, "correct": False, "path_answers": ["3", "2"], "measures": {"arness": None, "nfe_steps": 2}},
         2: {"error": "it does not fit"},
     }
     values = summarise(problems, rows)

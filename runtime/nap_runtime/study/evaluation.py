@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 from nap_runtime.errors import DataError
 from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult
 from nap_runtime.metrics.shares import PathAgreement, Share, vote
+from nap_runtime.study.measures import mean_of, measures_of
 from nap_runtime.study.problems import Problem
 from nap_runtime.study.rows import RowFile
 
 if TYPE_CHECKING:
     from nap_runtime.executor.coordinator import Coordinator, JobFailure
+
+_SHOWN = ("arness", "arness_corrected", "arness_canvas", "tpf", "nfe_steps")  # means in every evaluation
 
 Extra = Callable[[list[DecodeResult]], list[Mapping[str, Any]]]
 Item = tuple[Problem, "DecodeResult | JobFailure"]
@@ -78,9 +81,7 @@ def _asked(problem: Problem) -> dict[str, Any]:
 
 def row_of(problem: Problem, result: DecodeResult) -> dict[str, Any]:
     """What is kept of one decode: texts, answers, order and costs."""
-    metrics = result.metrics
     answer, source = problem.read(result.summary, result.answer)
-    arness, sync = metrics.arness, metrics.sync
     nap = result.record.layout.summary is not None
     return {
         **_asked(problem),
@@ -90,17 +91,8 @@ def row_of(problem: Problem, result: DecodeResult) -> dict[str, Any]:
         "summary": result.summary,
         "paths": list(result.paths) if nap else [],
         "path_answers": [problem.read_path(path) for path in result.paths] if nap else [],
-        "arness": arness.path_mean["set_based"],
-        "arness_corrected": arness.path_mean["set_based_corrected"],
-        "arness_canvas": arness.canvas.content.set_based,
-        "arness_random": arness.path_mean["set_based_random"],
-        "nfe": asdict(metrics.nfe),
-        "tpf": metrics.tpf,
-        "useful_tokens": metrics.useful_tokens,
-        "syncs": sync.syncs,
-        "staleness": None if sync.staleness is None else asdict(sync.staleness),
-        "batch": metrics.batch,
-        "batch_seconds": metrics.seconds,
+        "batch": result.metrics.batch,
+        "measures": measures_of(result),
     }
 
 
@@ -116,11 +108,7 @@ def summarise(problems: Sequence[Problem], rows: Mapping[int, Mapping[str, Any]]
         "failed": failed,
         "no_answer": answers.count(None) - failed,
         "accuracy": _right(found).to_json(),
-        "arness": _mean([row.get("arness") for row in found]),
-        "arness_corrected": _mean([row.get("arness_corrected") for row in found]),
-        "arness_canvas": _mean([row.get("arness_canvas") for row in found]),
-        "tpf": _mean([row.get("tpf") for row in found]),
-        "nfe_steps": _mean([row["nfe"]["steps"] if "nfe" in row else None for row in found]),
+        **{name: mean_of([row.get("measures", {}).get(name) for row in found]) for name in _SHOWN},
         "groups": _groups(problems, rows),
     }
     width = max(map(len, spoken), default=0)
@@ -154,8 +142,3 @@ def _groups(problems: Sequence[Problem], rows: Mapping[int, Mapping[str, Any]]) 
             members.setdefault(problem.groups.get(name, ""), []).append(rows[problem.index])
         values[name] = {value: _right(some).to_json() for value, some in sorted(members.items())}
     return values
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -38,15 +38,16 @@ def pyplot() -> Any:
     return plt
 
 
-def save(figure: Any, *files: Path) -> None:
-    """Write a figure as what the files' endings say, whole or not at all, and close it."""
+def save(figure: Any, *files: Path, close: bool = True) -> None:
+    """Write a figure as what the files' endings say, whole or not at all."""
     from nap_runtime.models.files import atomic_path
 
     for file in files:
         kind = file.suffix.lstrip(".")
         with atomic_path(file) as temporary:
             figure.savefig(temporary, format=kind, bbox_inches="tight", metadata=_undated(kind))
-    pyplot().close(figure)
+    if close:
+        pyplot().close(figure)
 
 
 def svg_of(figure: Any) -> str:
