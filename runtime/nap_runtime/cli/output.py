@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nap_runtime import __version__
 from nap_runtime.cli.jobs import BadLine
 from nap_runtime.cli.settings import Settings
+from nap_runtime.study.environment import commit
 
 if TYPE_CHECKING:
     from nap_runtime.executor.base import WorkerPlace
@@ -24,20 +21,6 @@ if TYPE_CHECKING:
 SCHEMA = "nap.decode/1"
 _WORDS, _LETTERS = 10, 40  # named in a warning, and of each
 Row = tuple[str, str]
-
-
-@cache
-def commit() -> str:
-    """The project's git commit (`-dirty` where files differ), or outside its repository the version."""
-    package = Path(__file__).resolve().parents[1]
-    if package.parent.name != "runtime":
-        return __version__
-    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return __version__
-    return done.stdout.strip() if done.returncode == 0 else __version__
 
 
 def dumps(values: Any) -> str:

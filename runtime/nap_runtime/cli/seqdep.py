@@ -13,6 +13,7 @@ from nap_runtime.cli import output
 from nap_runtime.cli.parser import Parser, natural, positive
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, one_of
+from nap_runtime.study.environment import commit
 
 if TYPE_CHECKING:
     from nap_runtime.metrics.seqdep import Scorer
@@ -83,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
         "resamples": args.resamples,
         "skipped": sum(bool(row.get("skipped")) for row in wanted),
         "forms": values,
-        "commit": output.commit(),
+        "commit": commit(),
         "seconds": time.perf_counter() - started,
     }
     print(output.dumps(report) if "json" in args else _text(report))

@@ -88,6 +88,7 @@ def _draw_order(axis: Any, order: DecodeOrder) -> None:
     for edge in np.flatnonzero(np.diff(order.region)):
         axis.axvline(edge + 0.5, color="#adb5bd", lw=0.6)
     axis.set_xlim(-0.5, len(slots) - 0.5)
+    axis.yaxis.get_major_locator().set_params(integer=True)
     steps = order.step[kept]
     axis.set_ylim((int(steps.max()) if len(steps) else 0) + 0.5, -0.5)
     axis.set_xlabel("slot")
@@ -115,10 +116,18 @@ class Series:
 
 
 def curves(
-    series: Iterable[Series], *, x: str, y: str, title: str = "", log_x: bool = False, joined: bool = True
+    series: Iterable[Series],
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+    joined: bool = True,
 ) -> Any:
-    """Points with intervals, joined in the order of x or not."""
+    """Points with intervals, joined in the order of x or not. Logarithmic axes hold 0 too."""
     plt = pyplot()
+    series = list(series)
     figure, axis = plt.subplots(figsize=(5.4, 3.6))
     for at, one in enumerate(series):
         order = np.argsort(np.array(one.x, dtype=float), kind="stable")
@@ -135,8 +144,9 @@ def curves(
             "lw": 1.2,
         }
         axis.errorbar(xs, ys, yerr=error, ls="-" if joined else "none", label=one.name, elinewidth=0.8, **style)
-    if log_x:
-        axis.set_xscale("symlog", linthresh=1)
+    if log_y:
+        axis.set_yscale("symlog", linthresh=1)
+    _scale_x(axis, sorted({value for one in series for value in one.x}), log_x)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.set_title(title, fontsize=10)
@@ -144,6 +154,15 @@ def curves(
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=7, frameon=False)
     return figure
+
+
+def _scale_x(axis: Any, values: Sequence[float], log: bool) -> None:
+    """A tick at every value where these are few."""
+    if log:
+        axis.set_xscale("symlog", linthresh=1, base=2 if max(values, default=0) <= 4096 else 10)
+    if len(values) <= 8 and all(float(value).is_integer() for value in values):
+        axis.set_xticks(values, [f"{value:g}" for value in values])
+        axis.minorticks_off()
 
 
 def stacked(

@@ -25,6 +25,7 @@ KEYS = (
     *("batch_size", "seed", "problems_seed", "problems_ask"),
 )
 _MOST_ORDERS = 6
+_LOG = ("sync_every", "wire_bytes", "payload_bytes", "bytes_per_token")
 _SAME = {"steps": "tokens_per_step"}  # one follows from the other
 
 
@@ -70,7 +71,7 @@ def of_sweep(sweep: Mapping[str, Any], rows: Sequence[Row], keys: Sequence[str])
     for metric in sweep["metrics"]:
         series = list(_series(rows, x, by, metric))
         if series:
-            figure = curves(series, x=_axis(x), y=metric, log_x=x in ("sync_every", "wire_bytes", "bytes_per_token"))
+            figure = curves(series, x=_axis(x), y=metric, log_x=x in _LOG, log_y=metric in _LOG)
             yield f"{sweep['name']}-{metric}", figure, f"{METRICS[metric]}, against {_axis(x)}"
 
 

@@ -11,6 +11,7 @@ from nap_runtime.cli import output
 from nap_runtime.cli.evaluate.common import SCHEMA, Evaluation, add_output_options, open_model, share_text, summary_rows
 from nap_runtime.cli.options import add_decode_options
 from nap_runtime.cli.parser import FAILURE, Parser, positive
+from nap_runtime.study.environment import commit
 
 _ABOUT = {
     "gsm8k": "Grade-school word problems; a row has question and answer (the solution, ending in ####).",
@@ -61,7 +62,7 @@ def _run(name: str, args: argparse.Namespace) -> int:
         "seed": seed,
         "ask": ask,
         "config": settings.to_mapping(),
-        "commit": output.commit(),
+        "commit": commit(),
         "seconds": seconds,
     }
     print(output.dumps(report) if "json" in args else _text(report, settings.model))

@@ -14,6 +14,7 @@ from nap_runtime.cli.settings import Settings
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeResult
 from nap_runtime.metrics.shares import Share
+from nap_runtime.study.environment import commit
 
 if TYPE_CHECKING:
     from nap_runtime.models.loading import LoadedModel, ModelCard
@@ -101,7 +102,7 @@ def _report(
         "paths_masked": Share.of(masked, golds).to_json(),
         "look_up": None if copied is None else {**Share.of(copied, golds).to_json(), "problems": neighbours},
         "config": settings.to_mapping(),
-        "commit": output.commit(),
+        "commit": commit(),
         "shows": _SHOWS,
     }
 
