@@ -173,7 +173,9 @@ SYNC = (
         integer,
         "N",
     ),
-    Option("top", "ids of a summary slot that each worker names, of summary consensus", str(CONSENSUS_TOP), integer),
+    Option(
+        "top", "ids of a summary slot that each worker names, of summary consensus", str(CONSENSUS_TOP), integer, "N"
+    ),
 )
 PLACE = (
     Option("model", "a bundled model's name or a checkpoint folder", "nap-tiny", metavar="nap-tiny|PATH"),
