@@ -220,8 +220,8 @@ def test_a_running_job_is_cancelled_at_the_next_control_word(client: Client, ser
 
 
 def test_deadlines_end_jobs_that_run_and_jobs_that_wait(client: Client) -> None:
-    running = client.submit("one two", LONG.with_values(path_tokens=100), within=0.8)
-    waiting = client.submit("two one", SMALL, within=0.3, priority=-5)
+    running = client.submit("one two", LONG.with_values(path_tokens=100), within=0.4)
+    waiting = client.submit("two one", SMALL, within=0.2, priority=-5)
     for job in (waiting, running):
         with pytest.raises(JobFailedError, match="deadline") as caught:
             client.result(job.id)
