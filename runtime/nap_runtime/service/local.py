@@ -34,7 +34,7 @@ class LocalServer:
         self.events: list[dict[str, Any]] = []
         self.noise: list[str] = []
         self._process: subprocess.Popen[str] | None = None
-        self._ready = threading.Event()
+        self._ready, self._up = threading.Event(), False
         self._reader: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -51,6 +51,7 @@ class LocalServer:
             UnavailableError: it ended instead; the message is its last line.
         """
         self._ready.clear()
+        self._up = False
         listen = [] if "--listen" in self._options else ["--listen", self.address]
         command = [sys.executable, "-m", "nap_runtime.cli", "serve", "--log", "json", *listen, *self._options]
         paths = os.pathsep.join(filter(None, sys.path))
@@ -60,7 +61,7 @@ class LocalServer:
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
-        if not self._ready.wait(_START_SECONDS) or self._process.poll() is not None:
+        if not self._ready.wait(_START_SECONDS) or not self._up:
             self._process.kill()
             self._process.wait()
             last = self.noise[-1] if self.noise else "it said nothing"
@@ -76,7 +77,7 @@ class LocalServer:
                 self.noise.append(line.rstrip())
                 continue
             if isinstance(event, dict) and event.get("event") == "server.ready":
-                self.address = event["address"]
+                self.address, self._up = event["address"], True
                 self._ready.set()
         process.stderr.close()
         self._ready.set()
