@@ -15,7 +15,21 @@ import traceback
 from collections.abc import Sequence
 
 from nap_runtime import __version__
-from nap_runtime.cli import data, decode, doctor, evaluate, measure, models, remote, seqdep, serve, session, study, trace
+from nap_runtime.cli import (
+    data,
+    decode,
+    doctor,
+    evaluate,
+    measure,
+    models,
+    probe,
+    remote,
+    seqdep,
+    serve,
+    session,
+    study,
+    trace,
+)
 from nap_runtime.cli.options import line_of
 from nap_runtime.cli.parser import FAILURE, INTERRUPTED, USAGE, CommandError, Parser, parse
 from nap_runtime.errors import CancelledError, ModelError, NapError, UsageError
@@ -33,7 +47,7 @@ def build_parser() -> Parser:
     root = Parser("nap", _ABOUT)
     root.add_argument("--version", action="version", version=f"nap {__version__}", help="print the version and stop")
     root.group_of_commands()
-    for module in (decode, serve, remote, trace, measure, evaluate, study, seqdep, models, data, doctor):
+    for module in (decode, serve, remote, trace, measure, evaluate, study, probe, seqdep, models, data, doctor):
         module.register(root)
     return root
 

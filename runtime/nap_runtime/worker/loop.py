@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nap_runtime.decoding.given import given_to
 from nap_runtime.decoding.layout import Ids
 from nap_runtime.decoding.machine import (
     Arrive,
@@ -45,7 +46,9 @@ class Task:
 
     A worker reports every R steps of the config, and every `report_every` steps too where that is given, for a view
     that follows closely; nothing else depends on it. `report_early` asks for one after the first commits too.
-    `resume` begins in the middle of a decode that lost a worker.
+    `resume` begins in the middle of a decode that lost a worker. `given[canvas]` are tokens that paths get at step 0,
+    whatever the network says: fills of path slots, each by the worker that has the path (`decoding/given.py`). From
+    there on they travel as commits do.
     """
 
     plan: Plan
@@ -53,6 +56,7 @@ class Task:
     report_every: int | None = None
     report_early: bool = False
     resume: Resume | None = None
+    given: tuple[tuple[CanvasDelta, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +163,7 @@ class _Run:
             self._report_every = 1  # a report tells of a slot only what was last done to it
         self._report_early = range(1, 3) if task.report_early else range(0)  # a GPU's copy is read one report later
         self._dirty = False  # a row was committed and not computed since
+        self._given = given_to(self.rank, task.given, over_canvas=bool(task.plan.schedule.canvas))
         self._beside: Beside | None = None  # an exchange under way beside the steps
 
     def _watch_summary(self, batch: int) -> Settling | None:
@@ -233,6 +238,13 @@ class _Run:
 
     def _commit(self, step: Step, quotas: dict[int, int], hidden_BRD: Tensor) -> bool:
         """Commit what is due; whether a row may have changed by it."""
+        if step.step == 0 and self._given:
+            self.state.restore(self._given)
+            self._commit_due(step, quotas, hidden_BRD)
+            return True
+        return self._commit_due(step, quotas, hidden_BRD)
+
+    def _commit_due(self, step: Step, quotas: dict[int, int], hidden_BRD: Tensor) -> bool:
         if step.live:
             self._note_summary(step, hidden_BRD)
         if step.canvas is not None:
