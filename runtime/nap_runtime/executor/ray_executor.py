@@ -362,7 +362,8 @@ def _connect(cluster: ClusterOptions) -> bool:
             _knock(address)
             ray.init(address=address, **quiet)
         else:
-            ray.init(include_dashboard=False, namespace="nap", **quiet)
+            # "local": without it Ray joins whatever `ray start` has left running on this machine.
+            ray.init(address="local", include_dashboard=False, namespace="nap", **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"ray: no cluster could be reached or started: {error}", field="address") from error
     return True
