@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nap_runtime.service import failpoints
@@ -138,6 +139,17 @@ class Group:
         with contextlib.suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
+    def _kill_frozen_workers(self) -> None:
+        """Ray's workers end with their cluster or driver, but one that is frozen does not notice."""
+        if not self.settings.on_ray:
+            return
+        workers, places, self.status.processes = self.status.processes[1:], self.status.places, []
+        for process, (host, _) in zip(workers, places, strict=False):
+            with contextlib.suppress(OSError):
+                ours = Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::_Actor")
+                if host == socket.gethostname() and ours:
+                    os.kill(process, signal.SIGKILL)
+
     async def stop(self, seconds: float) -> None:
         """Ask the process to end, then end it."""
         await self.send(kind="stop")
@@ -149,6 +161,7 @@ class Group:
     def forget(self) -> None:
         """Let go of a process that is gone, or make it so."""
         self.kill()
+        self._kill_frozen_workers()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
