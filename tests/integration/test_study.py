@@ -24,6 +24,7 @@ from nap_runtime.errors import WorkerError
 from nap_runtime.executor.coordinator import Coordinator
 from nap_runtime.models.shapes import make_model_dir
 from nap_runtime.models.tokenizer import build_word_tokenizer
+from nap_runtime.study import plots
 from nap_runtime.study.measures import METRICS
 from nap_trainer.words import vocabulary
 
@@ -225,6 +226,21 @@ def test_the_report_stands_alone(whole: Path) -> None:
     assert (whole / "figures" / "rules-seconds.svg").exists()
 
 
+def test_aup_of_a_sweep_by_hand() -> None:
+    """Two curves against one best accuracy; a point more than 5 below its first is dropped."""
+    sweep = {"x": "tokens_per_step", "by": ["rule"], "metrics": ["accuracy"]}
+    rows = [
+        {"rule": rule, "tokens_per_step": tps, "tpf": float(tps), "accuracy": accuracy}
+        for rule, tps, accuracy in (("a", 1, 0.8), ("a", 2, 0.8), ("b", 1, 0.6), ("b", 2, 0.5), ("c", 1, 0.7))
+    ]
+    found = plots.aup_of_sweep(sweep, rows, ["rule"])
+    assert set(found) == {"a", "b"}  # one point is no curve
+    assert found["a"].value == pytest.approx(1 * 80 + 0.5 * 1 * (80 + 80))
+    assert found["b"].value == pytest.approx(60)
+    assert found["b"].dropped == ((2.0, 50.0),)
+    assert plots.aup_of_sweep({**sweep, "x": "sync.every"}, rows, ["rule"]) == {}
+
+
 def test_the_report_in_a_browser(whole: Path, tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -279,6 +295,18 @@ def test_errors_are_one_line(nap: Nap, file: Path, tmp_path: Path) -> None:
     refused(re.sub("model: [^,]+,", "model: no/where,", good), 2, "sweep every: model 'no/where' is no folder")
     assert "no study.json" in nap("study", "report", tmp_path).err
     assert nap("study", "run", file).err.count("--out") == 1
+
+
+@pytest.mark.soak
+def test_quick_ends_within_five_minutes(tmp_path: Path) -> None:
+    """The ready-made study as its page says it, on a machine that does nothing else."""
+    quick = PAPER.with_name("quick.yaml")
+    command = [sys.executable, "-m", "nap_runtime.cli", "study", "run", str(quick), "--out", str(tmp_path / "quick")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(command, env=env, check=True, timeout=300)
+    page = (tmp_path / "quick" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") > 15
+    assert "AUP" in page
 
 
 # --- the paper's tables ---

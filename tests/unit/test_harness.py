@@ -51,7 +51,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_it_generates_with_the_decoder(registry: dict[str, Any]) -> None:
     register()
     model = registry["nap"].create_from_arg_string(
-        "pretrained=nap-tiny,tokens_per_step=8,batch_size=2", {"batch_size": 1, "max_gen": 3, "device": None}
+        "pretrained=nap-tiny,tokens_per_step=8,batch_size=2", {"batch_size": 1, "max_gen": 3, "device": "cuda:0"}
     )
     question = "A shirt costs $50 and is on sale for 20% off. What is the final price?"
     stops = [Instance((question, {"until": ["\n\n"]})), Instance((question, {"until": "answer"}))]
@@ -92,6 +92,15 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     with pytest.raises(SystemExit, match="pip install lm-eval"):
         harness.main()
+
+
+def test_with_the_real_package() -> None:
+    """The registry of lm-eval itself takes the model, and finds it by its name."""
+    registry = pytest.importorskip("lm_eval.api.registry")
+    kind = register(lambda values: lambda prompts: [str(values) for _ in prompts])
+    assert registry.get_model("nap") is kind
+    model = kind.create_from_arg_obj({"paths": 3}, {"batch_size": 2, "device": "cuda:0", "max_batch_size": None})
+    assert model.generate_until([Instance(("a", {}))]) == ["{'batch_size': 2, 'paths': 3}"]
 
 
 def test_arguments() -> None:

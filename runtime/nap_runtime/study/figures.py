@@ -175,6 +175,7 @@ def stacked(
     for at, (label, values) in enumerate(parts):
         axis.bar(range(len(names)), values, bottom=bottom, label=label, color=COLOURS[at], width=0.65)
         bottom += np.array(values, dtype=float)
+    axis.set_ylim(0, 1.3 * bottom.max(initial=1e-9))  # room for the legend
     many = len(names) > 5
     axis.set_xticks(range(len(names)), names, fontsize=7, rotation=30 * many, ha="right" if many else "center")
     axis.set_xlabel(x)

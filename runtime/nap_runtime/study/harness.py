@@ -103,8 +103,9 @@ def register(make: Callable[[Mapping[str, Any]], Complete] = completer) -> Any:
 
         @classmethod
         def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Any = None) -> NapModel:
-            """From a mapping. The command line's batch size and device count where they are given."""
-            more = {key: value for key, value in (additional_config or {}).items() if key in ("batch_size", "device")}
+            """From a mapping, and the command line's batch size; its device is `cuda:0` unless given, so not read."""
+            size = (additional_config or {}).get("batch_size")
+            more = {} if size is None else {"batch_size": size}
             return cls(**{**more, **arg_dict})
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:

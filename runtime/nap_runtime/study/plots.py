@@ -8,6 +8,8 @@ from typing import Any
 
 from nap_runtime.decoding.record import DecodeRecord
 from nap_runtime.errors import RecordError
+from nap_runtime.metrics import aup
+from nap_runtime.metrics.aup import Aup
 from nap_runtime.metrics.order import DecodeOrder
 from nap_runtime.study.figures import Series, curves, order_figure, stacked
 from nap_runtime.study.measures import METRICS
@@ -65,14 +67,18 @@ def of_sweep(sweep: Mapping[str, Any], rows: Sequence[Row], keys: Sequence[str])
     x = column_of(sweep["x"]) if sweep.get("x") else _first_number(rows, keys)
     if x is None:
         return
-    by = [column_of(key) for key in sweep["by"]] or [
-        key for key in keys if key not in (x, _SAME.get(x)) and "seed" not in key
-    ]
+    by = _curve_keys(sweep, keys, x)
     for metric in sweep["metrics"]:
         series = list(_series(rows, x, by, metric))
         if series:
             figure = curves(series, x=_axis(x), y=metric, log_x=x in _LOG, log_y=metric in _LOG)
             yield f"{sweep['name']}-{metric}", figure, f"{METRICS[metric]}, against {_axis(x)}"
+
+
+def _curve_keys(sweep: Mapping[str, Any], keys: Sequence[str], x: str) -> list[str]:
+    """The columns that tell the curves of a sweep apart."""
+    named = [column_of(key) for key in sweep["by"]]
+    return named or [key for key in keys if key not in (x, _SAME.get(x)) and "seed" not in key]
 
 
 def column_of(key: str) -> str:
@@ -124,6 +130,19 @@ def _bounds(rows: Sequence[Row], metric: str) -> tuple[float | None, float | Non
         values = [row[metric] for row in rows]
         return min(values), max(values)
     return rows[0].get(f"{metric}_low"), rows[0].get(f"{metric}_high")
+
+
+def aup_of_sweep(sweep: Mapping[str, Any], rows: Sequence[Row], keys: Sequence[str]) -> dict[str, Aup]:
+    """AUP of each curve of accuracy against tokens a forward; empty where x is not the number of tokens a step."""
+    if column_of(sweep.get("x") or "") not in ("tokens_per_step", "steps") or "accuracy" not in sweep["metrics"]:
+        return {}
+    by = _curve_keys(sweep, keys, column_of(sweep["x"]))
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.get("tpf") and row.get("accuracy") is not None:
+            points.setdefault(name_of(row, by), []).append((row["tpf"], 100 * row["accuracy"]))
+    several = {name: some for name, some in points.items() if len(some) > 1}
+    return aup.compare(several) if several else {}
 
 
 # -- the whole study -------------------------------------------------------------------------------

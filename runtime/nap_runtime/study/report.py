@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nap_runtime.errors import RecordError, UsageError
+from nap_runtime.metrics.aup import Aup
 from nap_runtime.models.files import write_text_atomic
 from nap_runtime.study import plots
 from nap_runtime.study.figures import save, svg_of
@@ -127,6 +128,7 @@ def _sweep(results: Results, sweep: Mapping[str, Any]) -> Iterator[str]:
     keys = plots.varying(rows)
     yield _figures(results.folder, list(plots.of_sweep(sweep, rows, keys)))
     yield _table(sweep, rows, keys)
+    yield from _aup(sweep, rows, keys)
 
 
 def _figures(folder: Path, found: Sequence[tuple[str, Any, str]], wide: bool = False) -> str:
@@ -148,6 +150,27 @@ def _table(sweep: Mapping[str, Any], rows: Sequence[Row], keys: Sequence[str]) -
     )
     body = "".join(f"<tr>{_cells(row, keys, shown)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _aup(sweep: Mapping[str, Any], rows: Sequence[Row], keys: Sequence[str]) -> Iterator[str]:
+    """AUP of the curves, with the points that were too far below their first."""
+    found = plots.aup_of_sweep(sweep, rows, keys)
+    if not found:
+        return
+    best = next(iter(found.values())).best
+    head = '<th class="key">curve</th><th>AUP</th><th>points</th><th>dropped</th>'
+    body = "".join(f"<tr>{_aup_cells(name, one)}</tr>" for name, one in found.items())
+    yield f"<h3>AUP, accuracy under parallelism (best accuracy {best:.1f} %)</h3>"
+    yield f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _aup_cells(name: str, one: Aup) -> str:
+    cells = f"<td>{one.value:.1f}</td><td>{len(one.points)}</td><td>{_points(one.dropped)}</td>"
+    return f'<td class="key">{escape(name)}</td>{cells}'
+
+
+def _points(points: Sequence[tuple[float, float]]) -> str:
+    return ", ".join(f"{y:.1f} % at {x:.2f}" for x, y in points) or "–"
 
 
 def _cells(row: Row, keys: Sequence[str], shown: Sequence[str]) -> str:
