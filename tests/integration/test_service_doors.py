@@ -331,13 +331,13 @@ def test_the_door_asks_for_tokens_too(guarded: Guarded) -> None:
 
 
 def test_who_hangs_up_cancels(guarded: Guarded) -> None:
-    nap = {"paths": 3, "path_tokens": 100, "summary_tokens": 4, "control_every": 1, "eos_weight": 0.0}
+    nap = {"paths": 3, "path_tokens": 155, "summary_tokens": 4, "control_every": 1, "eos_weight": 0.0}
     for stream in (False, True):
         body = {"prompt": "one two", "nap": nap, "stream": stream}
         headers = {"Authorization": f"Bearer {guarded.tokens['bob']}", "Idempotency-Key": f"hang up {stream}"}
         url = f"{guarded.http}/v1/completions"
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url, json=body, headers=headers, timeout=1.0)
+            httpx.post(url, json=body, headers=headers, timeout=0.8)
         with guarded.client("bob") as client:
             job = next(job for job in client.list(limit=20) if job.key == f"hang up {stream}")
             deadline = time.monotonic() + 5

@@ -220,7 +220,7 @@ def test_a_running_job_is_cancelled_at_the_next_control_word(client: Client, ser
 
 
 def test_deadlines_end_jobs_that_run_and_jobs_that_wait(client: Client) -> None:
-    running = client.submit("one two", LONG.with_values(path_tokens=100), within=0.4)
+    running = client.submit("one two", LONG.with_values(path_tokens=155), within=0.4)
     waiting = client.submit("two one", SMALL, within=0.2, priority=-5)
     for job in (waiting, running):
         with pytest.raises(JobFailedError, match="deadline") as caught:
@@ -327,7 +327,7 @@ def test_compatible_jobs_decode_together_with_unchanged_ids(client: Client, serv
 def test_a_full_queue_says_when_to_come_again(start: Callable[..., LocalServer]) -> None:
     server = start("--queue", "3", "--batch", "1")
     with Client(server.address, patience=0.0) as hasty, Client(server.address, patience=60.0) as patient:
-        blocker = hasty.submit("one two", LONG.with_values(path_tokens=100), key="blocker")
+        blocker = hasty.submit("one two", LONG.with_values(path_tokens=155), key="blocker")
         next(event for event in hasty.watch(blocker.id) if isinstance(event.body, Update))
         waiting = [hasty.submit("one two", SMALL, key=f"w{n}") for n in range(3)]
         with pytest.raises(BusyError, match="queue is full") as caught:
