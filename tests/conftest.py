@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from nap_runtime.decoding.layout import CanvasLayout
@@ -26,6 +27,10 @@ from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig
 from nap_runtime.models.shapes import make_model
 from nap_runtime.worker import Denoiser, Outcome, Report, Task
+
+# How long an example takes says something of the machine, not of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # An eighth of the toy vocabulary is end of text, so that random models close paths and `eos_weight` matters.
 ENDS = tuple(range(12))

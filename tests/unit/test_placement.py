@@ -59,7 +59,7 @@ def test_rows_of_two_workers(nap_layout: Any) -> None:
         Rows.OWN_AND_SHARE: (3, 4, 5, 11, 12, 14, 15, 16),
         Rows.SUMMARY: (13, 14, 15, 16),
     }
-    assert {rows: rows_of(rows, layout, assignment, 1) for rows in Rows} == expected
+    assert {rows: rows_of(rows, layout, assignment, 1) for rows in expected} == expected
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 30), st.data())
