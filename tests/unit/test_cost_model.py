@@ -112,10 +112,10 @@ def test_figures_of_a_prediction() -> None:
 # --- calibration ---
 
 TRUE = Machine(
-    device=Device(flops=3e9, memory=8e9, launch=7e-5, forward=9e-4, score=1e-9),
+    device=Device(flops=1e11, memory=1e12, launch=2e-4, forward=9e-4, score=1e-9),
     link=Link(latency=2e-4, bandwidth=3e7),
 )
-START = Machine(device=replace(DEVICES["cpu"], memory=8e9), link=LINKS["10g"])
+START = Machine(device=replace(DEVICES["cpu"], memory=1e12), link=LINKS["10g"])
 
 
 def points(noise: float = 0.0) -> list[Point]:
@@ -149,7 +149,7 @@ def test_a_known_machine_is_recovered() -> None:
 def test_points_that_are_held_out_change_nothing() -> None:
     bent = [replace(p, seconds=p.seconds * 7) if p.hold_out else p for p in points()]
     found = calibrate(bent, START)
-    assert found.machine.device.flops == pytest.approx(3e9, rel=1e-2)
+    assert found.machine.device.flops == pytest.approx(1e11, rel=1e-2)
     median, largest = found.error(held_out=True)  # type: ignore[misc]
     assert (median, largest) == (pytest.approx(6 / 7, rel=1e-2), pytest.approx(6 / 7, rel=1e-2))
     assert found.errors["w3 8 none"] == pytest.approx(1 / 7 - 1, rel=1e-2)
@@ -194,7 +194,7 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cost", "calibrate", str(file), "--hold-out", "w3*", "--out", str(out)]) == 0
     assert "8 points held out" in capsys.readouterr().out
     machine = json.loads(out.read_text())
-    assert machine["error"]["held_out"]["max"] < 0.01
+    assert machine["error"]["held_out"]["max"] < 0.05  # memory is not fitted
     args = ["cost", "predict", "--machine", str(out), "--shape", "llada-tiny", "--paths", "2", "--json"]
     assert main([*args, "--sync", "kv", "--every", "2", "--path-tokens", "8", "--prompt-tokens", "3"]) == 0
     one, two = json.loads(capsys.readouterr().out)["rows"]
