@@ -30,6 +30,12 @@ Generate the harder problems of studies (docs/words-study.md) as JSONL: chains o
 
 The splits share no numbers. Paths go wrong often, and often in the same way; the summary is right.
 """
+_LISTS = """\
+Generate list operations (copy, reverse, sort, replace, shuffle, …) as JSONL, three paths each.
+
+Their tokens depend on each other in three degrees (`kind` of a row): each place by itself, on all of the list, on a
+choice that all places must share.
+"""
 _SERIALIZE = """\
 Write rows as training texts: JSONL with `prompt` and `response`.
 
@@ -58,6 +64,13 @@ def register(root: Parser) -> None:
     study.add_argument("--seed", type=natural, default=0, metavar="S", help="which ones (default: 0)")
     study.add_argument("--split", default="train", metavar="|".join(_STUDY_SPLITS), help="(default: train)")
     study.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="where to (required)")
+    lists = make.command("lists", _LISTS, _lists)
+    lists.add_argument("--n", type=positive, default=1000, metavar="N", help="problems (default: 1000)")
+    lists.add_argument("--seed", type=natural, default=0, metavar="S", help="which ones (default: 0)")
+    lists.add_argument("--split", default="train", metavar="|".join(_SPLITS), help="(default: train)")
+    text = "operations, such as copy,sort,shuffle (default: all)"
+    lists.add_argument("--operations", metavar="NAME,…", help=text)
+    lists.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="where to (required)")
     curate.register(group)
     serialize = group.command("serialize", _SERIALIZE, _serialize)
     serialize.add_argument("file", type=Path, metavar="FILE")
@@ -97,6 +110,15 @@ def _words_study(args: argparse.Namespace) -> int:
     from nap_trainer.words_study import generate
 
     return _write_problems(args, (problem.to_json() for problem in generate(args.split, seed=args.seed)))
+
+
+def _lists(args: argparse.Namespace) -> int:
+    curate.check_out(args.out)
+    from nap_trainer.lists import generate
+
+    chosen = args.operations.split(",") if "operations" in args else None
+    problems = generate(args.split, seed=args.seed, operations=chosen)
+    return _write_problems(args, (problem.to_json() for problem in problems))
 
 
 def _write_problems(args: argparse.Namespace, rows: Iterator[Mapping[str, Any]]) -> int:
