@@ -266,6 +266,24 @@ def test_rows_are_scored_once(tmp_path: Path) -> None:
     assert values["within"]["characters_per_token"] == 1.0
 
 
+def test_a_foreign_text_is_of_another_row() -> None:
+    """Both paths of the first row have none before them; those of the second are given the first row's last path."""
+    texts = [
+        Text(key=f"{row}:{path}", row=row, form="within", prompt="", segments=segments)
+        for row, path, segments in (
+            (0, 1, ("ab", "cd")),
+            (0, 2, ("xy", "zw")),
+            (1, 1, ("pq", "xx")),
+            (1, 2, ("q", "pa")),
+        )
+    ]
+    with RowFile(None, key="key") as rows:
+        found = {row["key"]: row["foreign"] for row in score_rows(Fake(), texts, rows)}
+    assert (found["0:1"], found["0:2"]) == (None, None)
+    assert found["1:1"]["gain_N"] == pytest.approx([GAIN])  # the first x of "xx" is in "xy"
+    assert found["1:2"]["gain_N"] == pytest.approx([0.0])  # "pa" after "xy": not after its own row's "pq"
+
+
 def test_long_texts_are_cut_at_segments(tmp_path: Path) -> None:
     text = Text(key="k", row=0, form="chain", prompt="p", segments=("aa", "bb", "cc"))
     with RowFile(None, key="key") as rows:

@@ -141,15 +141,13 @@ def score_rows(scorer: Scorer, texts: Iterable[Text], rows: RowFile, *, seed: in
     """Score the texts that have no row yet; yields every row as it is written.
 
     A text longer than the scorer's context keeps the segments that fit; one with fewer than two is `skipped`. The
-    control `shuffled` has the segments in a random order, `foreign` the segments of the text of that form before it.
+    control `shuffled` has the segments in a random order, `foreign` those of the last text of that form in another row.
     """
-    before: dict[str, list[list[int]]] = {}
+    others = _Others()
     for text in texts:
         prompt, segments = scorer.encode(text.prompt), [scorer.encode(segment) for segment in text.segments]
         kept = _fitting(scorer, prompt, segments)
-        other = before.get(text.form)
-        if len(kept) > 1:
-            before[text.form] = kept
+        other = others.before(text, kept)
         if text.key in rows.rows:
             continue
         values = {"key": text.key, "row": text.row, "form": text.form, "segments": len(segments)}
@@ -157,6 +155,22 @@ def score_rows(scorer: Scorer, texts: Iterable[Text], rows: RowFile, *, seed: in
             yield rows.add({**values, "skipped": True})
             continue
         yield rows.add({**values, **_measure(scorer, text, prompt, kept, len(segments), other, seed)})
+
+
+class _Others:
+    """The last text of each form in an earlier row: what a text's own row says would be no foreign text."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, tuple[int, list[list[int]]]] = {}
+        self._earlier: dict[str, list[list[int]]] = {}
+
+    def before(self, text: Text, kept: list[list[int]]) -> list[list[int]] | None:
+        """Segments of the other text, None where there is none; remembers this one."""
+        if text.form in self._now and self._now[text.form][0] != text.row:
+            self._earlier[text.form] = self._now[text.form][1]
+        if len(kept) > 1:
+            self._now[text.form] = (text.row, kept)
+        return self._earlier.get(text.form)
 
 
 def _fitting(scorer: Scorer, prompt: Sequence[int], segments: Sequence[list[int]]) -> list[list[int]]:
