@@ -64,7 +64,7 @@ class Clockwork(Work):
 def run(*moments: Moment) -> Any:
     work = Work.of(TINY)
     counts = replace(work.counts, moments=moments)
-    machine = Machine(device=DEVICES["cpu"], link=Link(latency=1.0, bandwidth=1e9))
+    machine = Machine(device=DEVICES["cpu"], link=Link(latency=1.0, bandwidth=1e9, start=0.25))
     return Clockwork(work.scenario, work.model, counts, work.canvas, work.steps).on(machine)
 
 
@@ -78,7 +78,7 @@ SYNC = (Exchange(step=0, kind="kv", times=1, buffer_bytes=0, payload_bytes=(0, 0
 
 def test_workers_wait_for_the_slowest() -> None:
     found = run(rows(3, 5), rows(0, 0, exchanges=SYNC), rows(4, 1))
-    assert found.seconds == 5 + 1 + 4
+    assert found.seconds == 0.25 + 5 + 1 + 4
     assert found.compute_seconds == 7
     assert found.blocked_seconds == 3  # worker 0: two seconds for worker 1, one for the exchange
     assert found.sync_seconds == 1
@@ -86,9 +86,9 @@ def test_workers_wait_for_the_slowest() -> None:
 
 def test_an_overlapped_exchange_is_waited_for_where_it_arrives() -> None:
     hidden = run(rows(3, 3), rows(0, 0, exchanges=SYNC, begins=True), rows(4, 4), rows(0, 0, arrives=True), rows(1, 1))
-    assert (hidden.seconds, hidden.blocked_seconds, hidden.sync_seconds) == (8, 0, 1)
+    assert (hidden.seconds, hidden.blocked_seconds, hidden.sync_seconds) == (8.25, 0, 1)
     late = run(rows(3, 5), rows(0, 0, exchanges=SYNC, begins=True), rows(1, 0), rows(0, 0, arrives=True))
-    assert (late.seconds, late.blocked_seconds) == (6, 2)  # done at 5 + 1; worker 0 came at 4
+    assert (late.seconds, late.blocked_seconds) == (6.25, 2)  # done at 5 + 1; worker 0 came at 4
 
 
 def test_slower_links_and_more_talk_cost_more() -> None:
@@ -113,7 +113,7 @@ def test_figures_of_a_prediction() -> None:
 
 TRUE = Machine(
     device=Device(flops=1e11, memory=1e12, launch=2e-4, forward=9e-4, score=1e-9),
-    link=Link(latency=2e-4, bandwidth=3e7),
+    link=Link(latency=2e-4, bandwidth=3e7, start=3e-3),
 )
 START = Machine(device=replace(DEVICES["cpu"], memory=1e12), link=LINKS["10g"])
 
@@ -139,7 +139,7 @@ def points(noise: float = 0.0) -> list[Point]:
 def test_a_known_machine_is_recovered() -> None:
     found = calibrate(points(), START)
     for name in FITTED:
-        kind = "link" if name in ("latency", "bandwidth") else "device"
+        kind = "link" if name in ("latency", "bandwidth", "start") else "device"
         want, got = getattr(getattr(TRUE, kind), name), getattr(getattr(found.machine, kind), name)
         assert got == pytest.approx(want, rel=1e-2), name
     assert found.error(held_out=True)[1] < 5e-3  # type: ignore[index]
@@ -177,7 +177,7 @@ def test_least_squares_of_a_line() -> None:
     ("change", "said"),
     [
         ({"fitted": ("speed",)}, "unknown parameter 'speed'"),
-        ({"points": points()[:3]}, "3 points for 5 parameters"),
+        ({"points": points()[:3]}, "3 points for 6 parameters"),
         ({"points": points() + points()}, "two have the same name"),
     ],
 )

@@ -43,7 +43,7 @@ def register(root: Parser) -> None:
     calibrate.add_argument("points", type=Path, metavar="POINTS.json")
     text = "a name or pattern of points to predict only, repeatable (default: those marked so in the file)"
     calibrate.add_argument("--hold-out", action="append", metavar="NAME", help=text)
-    text = "parameters to fit (default: flops,launch,forward,latency,bandwidth)"
+    text = "parameters to fit (default: flops,launch,forward,latency,bandwidth,start)"
     calibrate.add_argument("--fit", type=_names, metavar="NAME,…", help=text)
     calibrate.add_argument("--device", default="cpu", metavar="NAME", help="where the fit starts (default: cpu)")
     calibrate.add_argument("--link", default="10g", metavar="NAME", help="where the fit starts (default: 10g)")

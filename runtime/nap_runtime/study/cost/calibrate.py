@@ -22,9 +22,9 @@ from nap_runtime.study.cost.scenario import Scenario
 from nap_runtime.values import known_keys
 
 Floats = npt.NDArray[np.float64]
-PARAMETERS = ("flops", "memory", "launch", "forward", "score", "latency", "bandwidth")
-FITTED = ("flops", "launch", "forward", "latency", "bandwidth")
-_OF_LINK = ("latency", "bandwidth")
+PARAMETERS = ("flops", "memory", "launch", "forward", "score", "latency", "bandwidth", "start")
+FITTED = ("flops", "launch", "forward", "latency", "bandwidth", "start")
+_OF_LINK = ("latency", "bandwidth", "start")
 _ROUNDS = 60
 
 

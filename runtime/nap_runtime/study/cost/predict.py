@@ -4,7 +4,7 @@
     exchange  = collectives · ((W − 1) · latency + (W − 1) · buffer / bandwidth)
 
 The second is a ring all-gather: W − 1 rounds, each with the latency of the link. Workers wait for the slowest at every
-exchange; an overlapped one is waited for where it arrives.
+exchange; an overlapped one is waited for where it arrives. Several workers cost `start` once a decode.
 """
 
 from __future__ import annotations
@@ -45,10 +45,17 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """What workers talk over: seconds before the first byte arrives, bytes/s after it. Both are positive."""
+    """What workers talk over. All values are positive.
+
+    Attributes:
+        latency: seconds before the first byte arrives.
+        bandwidth: bytes/s after it.
+        start: seconds that a decode by several workers costs once: calls, and the group's first meeting.
+    """
 
     latency: float
     bandwidth: float
+    start: float = 1e-6
 
     def __post_init__(self) -> None:
         _check(self)
@@ -232,7 +239,8 @@ class _Clocks:
     def __init__(self, work: Work, machine: Machine) -> None:
         self._work, self._machine = work, machine
         n = work.counts.workers
-        self.now, self.computed, self.blocked = [0.0] * n, [0.0] * n, [0.0] * n
+        self.computed, self.blocked = [0.0] * n, [0.0] * n
+        self.now = [machine.link.start if n > 1 else 0.0] * n
         self.exchanged = 0.0
         self._ready = 0.0  # when the exchange that runs beside will be done
 

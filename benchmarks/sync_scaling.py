@@ -1,0 +1,224 @@
+"""Sync overhead against path count on real workers (Ray with gloo, or NCCL), strong and weak scaling apart.
+
+    python benchmarks/sync_scaling.py --out out/scaling.json                  # nap-tiny's shape on this CPU, 1 to 4
+    python benchmarks/sync_scaling.py --shape llada-8b --device cuda --workers 1,2 --dtype bfloat16 --out out/8b.json
+
+Weak scaling keeps the slots of a path (--path-tokens); strong keeps those of all paths together (--total-tokens). One
+path a worker. Policies are interleaved: every round decodes once under each, and the groups of workers are started anew
+in turn, `--visits` times, so that what drifts drifts for all. A figure is the median of `--repeats` decodes. Runs with
+more workers than cores are marked (`oversubscribed`): they say nothing about a machine with a core a worker.
+
+The file holds every decode's seconds (`cells`), and `points` as `nap cost calibrate` reads them: one worker, and strong
+scaling on two, are fitted; all others are held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nap_runtime import SyncPolicy, __version__
+from nap_runtime.api import make_executor
+from nap_runtime.decoding.machine import Plan
+from nap_runtime.decoding.placement import Assignment
+from nap_runtime.executor.coordinator import Batch, Coordinator, JobFailure, Observer
+from nap_runtime.job import DecodeJob, DecodeResult
+from nap_runtime.models.loading import ModelCard, read_card
+from nap_runtime.models.prompting import build_layout
+from nap_runtime.models.shapes import make_model_dir
+from nap_runtime.study.cost.scenario import Scenario
+from nap_runtime.study.environment import commit
+from nap_runtime.worker import Task
+
+POLICIES = {
+    "exact": SyncPolicy("exact"),
+    "kv-8": SyncPolicy("kv", every=8),
+    "tokens-8": SyncPolicy("tokens", every=8),
+    "shared-8": SyncPolicy("shared", every=8),
+    "none": SyncPolicy("none"),
+}
+
+
+@dataclass(slots=True)
+class Cell:
+    """One policy on one canvas and number of workers, with what was measured of it."""
+
+    name: str
+    scaling: str
+    scenario: Scenario
+    seconds: list[float] = field(default_factory=list)
+    blocked: list[float] = field(default_factory=list)
+    compute: list[float] = field(default_factory=list)
+    wire_bytes: int = 0
+
+    @property
+    def oversubscribed(self) -> bool:
+        """Whether there are more workers than cores."""
+        return self.scenario.workers > cores()
+
+    def to_json(self) -> dict[str, Any]:
+        """A point for `nap cost calibrate`, and what is beside it."""
+        workers = self.scenario.workers
+        return {
+            "name": self.name,
+            "scaling": self.scaling,
+            "scenario": self.scenario.to_mapping(),
+            "seconds": statistics.median(self.seconds),
+            "seconds_all": self.seconds,
+            "blocked_seconds": statistics.median(self.blocked),
+            "compute_seconds": statistics.median(self.compute),
+            "wire_bytes": self.wire_bytes,
+            "oversubscribed": self.oversubscribed,
+            "hold_out": self.oversubscribed or not (workers == 1 or (workers == 2 and self.scaling == "strong")),
+        }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def main() -> None:
+    """Measure every cell and write the points."""
+    args = _arguments()
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+        make_model_dir(args.shape, Path(scratch) / "model", seed=0)
+        card = read_card(Path(scratch) / "model")
+        cells = {workers: list(_cells(args, workers, card)) for workers in args.workers}
+        for visit in range(args.visits):
+            for workers, group in cells.items():
+                _visit(card, workers, group, args)
+                print(f"visit {visit + 1} of {args.visits}: {workers} workers", file=sys.stderr, flush=True)
+    found = [cell for group in cells.values() for cell in group]
+    print(_table(found))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        cells_json = [cell.to_json() for cell in found]
+        points = [{key: cell[key] for key in ("name", "scenario", "seconds", "hold_out")} for cell in cells_json]
+        args.out.write_text(json.dumps(_environment(args) | {"cells": cells_json, "points": points}, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", default="nap-tiny", help="random weights of a shape")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--workers", type=_integers, default=(1, 2, 3, 4), help="one path each")
+    parser.add_argument("--policies", type=lambda text: text.split(","), default=list(POLICIES))
+    parser.add_argument("--scaling", type=lambda text: text.split(","), default=["strong", "weak"])
+    parser.add_argument("--path-tokens", type=int, default=96, help="of a path, weak scaling")
+    parser.add_argument("--total-tokens", type=int, default=192, help="of all paths, strong scaling")
+    parser.add_argument("--summary-tokens", type=int, default=16)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--tokens-per-step", type=int, default=4, help="of a path")
+    parser.add_argument("--repeats", type=int, default=20, help="decodes a cell, over all visits")
+    parser.add_argument("--visits", type=int, default=2, help="times a group of workers is started")
+    parser.add_argument("--scratch", help="folder for random weights")
+    parser.add_argument("--out", type=Path, help="JSON file for the points")
+    return parser.parse_args()
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def _cells(args: argparse.Namespace, workers: int, card: ModelCard) -> Iterator[Cell]:
+    """Every policy and scaling; one worker has one policy, exact."""
+    for scaling in args.scaling:
+        slots = args.path_tokens if scaling == "weak" else args.total_tokens // workers
+        # The steps of a path: as many tokens a step whatever the number of paths.
+        steps = max((slots + args.summary_tokens) // args.tokens_per_step, 2)
+        for name in args.policies if workers > 1 else ["exact"]:
+            scenario = Scenario(
+                shape=args.shape,
+                paths=workers,
+                path_tokens=slots,
+                summary_tokens=args.summary_tokens,
+                prompt_tokens=args.prompt_tokens,
+                header_tokens=1,
+                steps=steps,
+                workers=workers,
+                threads=1 if args.device == "cuda" else max(1, cores() // workers),
+                dtype=args.dtype,
+                sync=POLICIES[name],
+            )
+            yield Cell(name=f"{scaling} {name} w{workers}", scaling=scaling, scenario=scenario)
+
+
+def _visit(card: ModelCard, workers: int, cells: Sequence[Cell], args: argparse.Namespace) -> None:
+    """Start a group, warm every cell up once, then measure them in turns."""
+    executor = make_executor(card, workers=workers, dtype=args.dtype, device=args.device)
+    try:
+        coordinator = Coordinator(card, executor)
+        for _round in range(-(-args.repeats // args.visits) + 1):
+            for cell in cells:
+                result = _decode(coordinator, cell.scenario)
+                if _round:
+                    _note(cell, result)
+    finally:
+        executor.close()
+
+
+def _decode(coordinator: Coordinator, scenario: Scenario) -> DecodeResult:
+    """One canvas whose paths never close, so that every slot is committed as the cost model counts."""
+    config = coordinator.resolve(scenario.config.with_values(eos_weight=0.0))
+    layout = build_layout(coordinator.card, config, scenario.prompt_tokens)
+    layout = replace(layout, end_ids=((layout.mask_id,),) * (scenario.paths + 1))  # the mask is never predicted
+    plan = Plan.of(layout, config, Assignment.even(scenario.paths, scenario.workers))
+    prompt = tuple(2 + at % 50 for at in range(scenario.prompt_tokens))
+    batch = Batch(jobs=(DecodeJob(question="-"),), task=Task(plan=plan, prompts=(prompt,)))
+    (result,) = coordinator.run(batch, Observer(), lambda: False)
+    if isinstance(result, JobFailure):
+        raise result.error
+    return result
+
+
+def _note(cell: Cell, result: DecodeResult) -> None:
+    sync = result.metrics.sync
+    assert sync.blocked_seconds is not None
+    assert sync.compute_seconds is not None
+    cell.seconds.append(result.metrics.seconds)
+    cell.blocked.append(sync.blocked_seconds.mean)
+    cell.compute.append(sync.compute_seconds.mean)
+    cell.wire_bytes = sum(sync.wire_bytes)
+
+
+def _table(cells: Sequence[Cell]) -> str:
+    lines = [f"{'':24} {'ms/step':>9} {'compute':>9} {'blocked':>9} {'wire KiB':>9}"]
+    for cell in cells:
+        steps = cell.scenario.steps or 1
+        times = [1e3 * statistics.median(v) / steps for v in (cell.seconds, cell.compute, cell.blocked)]
+        more = "  more workers than cores" if cell.oversubscribed else ""
+        lines.append(
+            f"{cell.name:24} {times[0]:9.3f} {times[1]:9.3f} {times[2]:9.3f} {cell.wire_bytes / 1024:9.1f}{more}"
+        )
+    return "\n".join(lines)
+
+
+def _environment(args: argparse.Namespace) -> dict[str, Any]:
+    cuda = args.device == "cuda"
+    return {
+        "command": " ".join(["python", "benchmarks/sync_scaling.py", *sys.argv[1:]]),
+        "version": __version__,
+        "commit": commit(),
+        "device": torch.cuda.get_device_name(0) if cuda else f"{platform.machine()} CPU",
+        "cores": cores(),
+        "torch": torch.__version__,
+        "weights": "random",
+        "repeats": args.repeats,
+    }
+
+
+if __name__ == "__main__":
+    main()
