@@ -77,6 +77,9 @@ def test_numbers_are_whole() -> None:
 def test_an_intermediate_number_is_neither_asked_about_nor_the_answer() -> None:
     assert intermediate(case(), 0) == "10"
     assert intermediate(case(paths=("50 - 20 , 40 .",)), 0) is None
+    assert (
+        intermediate(case(paths=("a 10 , 30 , 70 , 40 .", "b 70 , 30 , 40 .")), 0) == "30"
+    )  # the other path has it too
 
 
 def test_word_problems_come_right() -> None:

@@ -73,9 +73,15 @@ def strange_numbers(like: str, n: int, *, known: Sequence[str], seed: str) -> tu
 
 
 def intermediate(case: Case, path: int) -> str | None:
-    """The first number that a path works out on the way: neither asked about nor the answer. None where none is."""
+    """A number that a path works out on the way, neither asked about nor the answer; None where there is none.
+
+    The first that another right path works out too, since that path has a place for it; else the first.
+    """
     known = {*_NUMBER.findall(case.problem.question), case.problem.gold}
-    return next((number for number in _NUMBER.findall(case.right[path]) if number not in known), None)
+    found = [number for number in _NUMBER.findall(case.right[path]) if number not in known]
+    others = [text for at, text in enumerate(case.right) if at != path]
+    shared = [number for number in found if any(mentions(text, number) for text in others)]
+    return next(iter(shared or found), None)
 
 
 def replaced(text: str, old: str, new: str) -> str:
