@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from nap_runtime.cli.notes import Notes
 from nap_runtime.errors import WorkerLostError
 from nap_runtime.executor.coordinator import Batch, Coordinator, Observer, Recovery
 from nap_runtime.executor.inline import InlineExecutor
@@ -135,11 +136,16 @@ def test_lost_workers_are_replaced_and_no_id_changes(
         assert "refresh" in [event.kind for event in results[0].record.syncs]  # type: ignore[union-attr]
 
 
-def test_a_worker_lost_between_jobs_is_replaced(group: RayExecutor, undisturbed: Any, model_dir: Path) -> None:
+def test_a_worker_lost_between_jobs_is_replaced(
+    group: RayExecutor, undisturbed: Any, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     card, config = read_card(model_dir), config_of(SyncPolicy("exact"))
     os.kill(group.places[1].process, signal.SIGKILL)
-    results = list(Coordinator(card, group).decode(JOBS, config, batch_size=2))
+    results = list(Coordinator(card, group).decode(JOBS, config, batch_size=2, observer=Notes()))
     assert order(results) == undisturbed(config)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nap decode: ")]
+    assert "replaced worker 1" in said
+    assert said.endswith("going on from step 0")
 
 
 def test_all_lost_reads_the_weights_from_disk(group: RayExecutor, undisturbed: Any, model_dir: Path) -> None:

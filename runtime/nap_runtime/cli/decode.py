@@ -177,7 +177,9 @@ class _Decode:
     def _decode(
         self, coordinator: Coordinator, good: list[DecodeJob], observer: Observer | None = None
     ) -> Iterator[DecodeResult | JobFailure]:
-        size = self._settings.batch_size
+        from nap_runtime.cli.notes import Notes
+
+        observer, size = observer or Notes(), self._settings.batch_size
         return coordinator.decode(
             good, self._settings.config, batch_size=size, observer=observer, cancelled=session.interrupted
         )
