@@ -15,10 +15,12 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nap_runtime.cli.app import main
 from nap_runtime.errors import DataError, UsageError
 from nap_runtime.executor.coordinator import Coordinator
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.metrics.shares import Share
 from nap_runtime.models.loading import read_card
 from nap_runtime.study.controls import baselines, copying, reliance
 from nap_runtime.study.controls.cases import Case, intermediate, mentions, read_cases, replaced, strange_numbers
@@ -275,3 +277,34 @@ def test_arms_run(copier: Lab) -> None:
     canvas = len(copier.decode([case()])[0].record.final_ids)
     assert found["together"]["runs"] == found["together"]["rows"] / canvas
     assert found["vote"]["rows"] == found["any"]["rows"] == 2 * found["single"]["rows"]
+
+
+# --- the command ---
+
+
+def test_probes_run_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "reliance", "--n", "2", "--batch-size", "2", "--tokens-per-step", "33", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["reliance"]) == list(reliance.CONDITIONS)
+    assert report["reliance"]["majority wrong"]["path"] == Share(2, 6).to_json()
+    some = ["--n", "1", "--tokens-per-step", "33", "--workers", "3", "--simulate", "--sync", "tokens", "--ks", "2"]
+    assert main(["probe", "copying", *some]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[-3:]] == ["exact", "tokens, K = 2", "none"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["copying"], "--workers: on one worker"),
+        (["copying", "--workers", "3", "--simulate"], "--sync: 'exact' has no K"),
+        (["copying", "--ks", "0"], "holds a number below 1"),
+        (["baselines"], "--temperature: independent decodes need noise"),
+        (["reliance", "--paths", "4"], "word problems have 3 paths"),
+    ],
+)
+def test_wrong_usage_is_one_line(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", *args, "--n", "1"]) in (1, 2)
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
