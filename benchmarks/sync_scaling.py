@@ -4,9 +4,10 @@
     python benchmarks/sync_scaling.py --shape llada-8b --device cuda --workers 1,2 --dtype bfloat16 --out out/8b.json
 
 Weak scaling keeps the slots of a path (--path-tokens); strong keeps those of all paths together (--total-tokens). One
-path a worker. Policies are interleaved: every round decodes once under each, and the groups of workers are started anew
-in turn, `--visits` times, so that what drifts drifts for all. A figure is the median of `--repeats` decodes. Runs with
-more workers than cores are marked (`oversubscribed`): they say nothing about a machine with a core a worker.
+path a worker; one worker decodes each of these canvases too, as the one-device baseline. Policies are interleaved (each
+round decodes once under each), and the groups of workers are started anew in turn, `--visits` times, so that what
+drifts drifts for all. A figure is the median of `--repeats` decodes. Runs with more workers than cores are marked
+(`oversubscribed`): they say nothing about a machine with a core a worker.
 
 The file holds every decode's seconds (`cells`), and `points` as `nap cost calibrate` reads them: one worker, and strong
 scaling on two, are fitted; all others are held out.
@@ -95,7 +96,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         make_model_dir(args.shape, Path(scratch) / "model", seed=0)
         card = read_card(Path(scratch) / "model")
-        cells = {workers: list(_cells(args, workers, card)) for workers in args.workers}
+        cells = {workers: list(_cells(args, workers)) for workers in args.workers}
         for visit in range(args.visits):
             for workers, group in cells.items():
                 _visit(card, workers, group, args)
@@ -133,27 +134,30 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def _cells(args: argparse.Namespace, workers: int, card: ModelCard) -> Iterator[Cell]:
-    """Every policy and scaling; one worker has one policy, exact."""
+def _cells(args: argparse.Namespace, workers: int) -> Iterator[Cell]:
+    """Several workers: a path each, every policy. One worker: every canvas of those, as the one-device baseline."""
     for scaling in args.scaling:
-        slots = args.path_tokens if scaling == "weak" else args.total_tokens // workers
-        # The steps of a path: as many tokens a step whatever the number of paths.
-        steps = max((slots + args.summary_tokens) // args.tokens_per_step, 2)
-        for name in args.policies if workers > 1 else ["exact"]:
-            scenario = Scenario(
-                shape=args.shape,
-                paths=workers,
-                path_tokens=slots,
-                summary_tokens=args.summary_tokens,
-                prompt_tokens=args.prompt_tokens,
-                header_tokens=1,
-                steps=steps,
-                workers=workers,
-                threads=1 if args.device == "cuda" else max(1, cores() // workers),
-                dtype=args.dtype,
-                sync=POLICIES[name],
-            )
-            yield Cell(name=f"{scaling} {name} w{workers}", scaling=scaling, scenario=scenario)
+        for paths in args.workers if workers == 1 else (workers,):
+            for policy in ("exact",) if workers == 1 else args.policies:
+                name = f"{scaling} {policy} m{paths} w{workers}"
+                yield Cell(name=name, scaling=scaling, scenario=_scenario(args, scaling, paths, workers, policy))
+
+
+def _scenario(args: argparse.Namespace, scaling: str, paths: int, workers: int, policy: str) -> Scenario:
+    slots = args.path_tokens if scaling == "weak" else args.total_tokens // paths
+    return Scenario(
+        shape=args.shape,
+        paths=paths,
+        path_tokens=slots,
+        summary_tokens=args.summary_tokens,
+        prompt_tokens=args.prompt_tokens,
+        header_tokens=1,
+        steps=max((slots + args.summary_tokens) // args.tokens_per_step, 2),  # a path's pace is the same everywhere
+        workers=workers,
+        threads=1 if args.device == "cuda" else max(1, cores() // workers),
+        dtype=args.dtype,
+        sync=POLICIES[policy],
+    )
 
 
 def _visit(card: ModelCard, workers: int, cells: Sequence[Cell], args: argparse.Namespace) -> None:
@@ -195,13 +199,13 @@ def _note(cell: Cell, result: DecodeResult) -> None:
 
 
 def _table(cells: Sequence[Cell]) -> str:
-    lines = [f"{'':24} {'ms/step':>9} {'compute':>9} {'blocked':>9} {'wire KiB':>9}"]
+    lines = [f"{'':28} {'ms/step':>9} {'compute':>9} {'blocked':>9} {'wire KiB':>9}"]
     for cell in cells:
         steps = cell.scenario.steps or 1
         times = [1e3 * statistics.median(v) / steps for v in (cell.seconds, cell.compute, cell.blocked)]
         more = "  more workers than cores" if cell.oversubscribed else ""
         lines.append(
-            f"{cell.name:24} {times[0]:9.3f} {times[1]:9.3f} {times[2]:9.3f} {cell.wire_bytes / 1024:9.1f}{more}"
+            f"{cell.name:28} {times[0]:9.3f} {times[1]:9.3f} {times[2]:9.3f} {cell.wire_bytes / 1024:9.1f}{more}"
         )
     return "\n".join(lines)
 
