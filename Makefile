@@ -28,7 +28,7 @@ demo: setup ## Decode one word problem on three workers
 	  --workers 3 --steps 33 --sync kv --every 4
 
 test: setup ## Run the tests; those for a GPU skip themselves where there is none
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: setup ## Lint, format, types, import contracts, stub drift; changes nothing
 	$(BIN)/ruff check .

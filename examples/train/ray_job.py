@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def connect(address: str | None) -> None:
     """Join a cluster, or start one here. Fails in seconds where nobody listens; Ray itself would try for minutes."""
     if address is None:
-        ray.init(include_dashboard=False)
+        ray.init(address="local", include_dashboard=False)  # without it Ray joins whatever ray start has left here
         return
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:

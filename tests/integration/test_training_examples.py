@@ -199,7 +199,7 @@ def free_port() -> int:
 def test_a_ray_job_ends_with_a_lost_rank_and_goes_on(tmp_path: Path) -> None:
     """Two ranks on a cluster: one is killed, the job says so; run again it ends where an undisturbed run ends."""
     changes = {
-        "schedule.max_steps": 24, "schedule.global_batch": 32, "run.checkpoint_every": 4, "evaluate.every": 0
+        "schedule.max_steps": 80, "schedule.global_batch": 32, "run.checkpoint_every": 4, "evaluate.every": 0
     }  # fmt: skip
     environment = {**ENVIRONMENT, "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}'}
     environment.pop("RAY_ADDRESS", None)
@@ -253,7 +253,7 @@ def parent(process: int) -> int:
 
 
 def test_an_interrupted_training_leaves_its_checkpoint(tmp_path: Path) -> None:
-    changes = {"schedule.max_steps": 20, "run.checkpoint_every": 2, "evaluate.every": 0}
+    changes = {"schedule.max_steps": 150, "run.checkpoint_every": 2, "evaluate.every": 0}
     words = cpu(tmp_path / "out", **changes)
     command = [sys.executable, "-m", "nap_trainer.train", *words]
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as running:
