@@ -255,7 +255,8 @@ def parent(process: int) -> int:
 def test_an_interrupted_training_leaves_its_checkpoint(tmp_path: Path) -> None:
     changes = {"schedule.max_steps": 150, "run.checkpoint_every": 2, "evaluate.every": 0}
     words = cpu(tmp_path / "out", **changes)
-    command = [sys.executable, "-m", "nap_trainer.train", *words]
+    # A shell that runs the tests in the background ignores interrupts, and its children would too.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "nap_trainer.train", *words]
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         read_until(running.stderr, "step 3 ")
