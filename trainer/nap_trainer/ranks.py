@@ -88,12 +88,6 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(torch.zeros(1))
 
-    def average(self, values: Tensor) -> None:
-        """Replace a tensor by its mean over the ranks."""
-        if self.world > 1:
-            dist.all_reduce(values)
-            values.div_(self.world)
-
     def total(self, values: Tensor) -> Tensor:
         """Replace a tensor by its sum over the ranks, and return it."""
         if self.world > 1:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -107,8 +107,7 @@ def stacked(tables: Sequence[SegmentTable]) -> SegmentTable:
     """Tables one after another."""
     if len(tables) == 1:
         return tables[0]
-    return replace(
-        tables[0],
+    return SegmentTable(
         prompt_nP=_stack([table.prompt_nP for table in tables]),
         paths_nmL=_stack([table.paths_nmL for table in tables]),
         summary_nS=_stack([table.summary_nS for table in tables]),
