@@ -1,19 +1,18 @@
 """Workers on a Ray cluster: one actor a worker, one long-running loop an actor, no Ray call per step.
 
-The only module that imports Ray. Ray's ports listen on every interface and run code for whoever may use them: what
-protects them is Ray's token authentication, or a network of your own (docs/architecture.md, "Safety").
+Beside `ray_cluster` the only module that imports Ray. Ray's ports listen on every interface and run code for whoever
+may use them: what protects them is Ray's token authentication, or a network of your own (docs/architecture.md,
+"Safety").
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,28 +25,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from nap_runtime.distributed.torch_group import GroupAddress
 from nap_runtime.errors import NapError, UsageError, WorkerError, WorkerLostError
 from nap_runtime.executor.base import Repair, WorkerPlace
-from nap_runtime.executor.interrupts import on_interrupt
 from nap_runtime.executor.process import Setup, WorkerProcess
+from nap_runtime.executor.ray_cluster import ClusterOptions as ClusterOptions
+from nap_runtime.executor.ray_cluster import connect, cpu_share, interrupts_wait, ray_errors, unanswered
 from nap_runtime.worker import Outcome, Report, Task
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterOptions:
-    """Where the workers go.
-
-    Args:
-        address: a running cluster's address; None starts a local one and stops it again.
-        timeout: seconds a collective may take, and in which some worker must make a step.
-        start_timeout: seconds to wait for the cluster to have room for all workers.
-        spares: warm workers that wait for another to be lost.
-        liveness: seconds without an answer after which a worker counts as lost.
-    """
-
-    address: str | None = None
-    timeout: float = 60.0
-    start_timeout: float = 60.0
-    spares: int = 0
-    liveness: float = 5.0
 
 
 class _Actor(WorkerProcess):
@@ -98,10 +79,10 @@ class RayExecutor:
         timeout = self._cluster.timeout
         self._setup = Setup(model=str(model), dtype=name, device=device, threads=threads, timeout=timeout)
         try:
-            with _interrupts_wait():
-                self._owns_cluster = _connect(self._cluster)
+            with interrupts_wait():
+                self._owns_cluster = connect(self._cluster)
             self._place()
-            with _ray_errors():
+            with ray_errors():
                 for member in (*self._members, *self._spares):
                     member.loaded = member.actor.load.remote()
                 ray.get([member.loaded for member in (*self._members, *self._spares)])
@@ -113,7 +94,7 @@ class RayExecutor:
     def _place(self) -> None:
         """Reserve a bundle a worker: a GPU each, or a share of the CPUs that lets all of them run at once."""
         bundles = self.workers + self._cluster.spares
-        self._need = {"GPU": 1.0} if self._setup.device == "cuda" else {"CPU": _cpu_share(bundles)}
+        self._need = {"GPU": 1.0} if self._setup.device == "cuda" else {"CPU": cpu_share(bundles)}
         self._group = placement_group([self._need] * bundles, strategy="PACK")
         if not self._group.wait(self._cluster.start_timeout):
             have = ray.cluster_resources()
@@ -155,7 +136,7 @@ class RayExecutor:
         outcomes: dict[int, Outcome] = {}
         actors = [member.actor for member in self._members]
         try:
-            with _ray_errors():
+            with ray_errors():
                 streams = {actor.run.options(num_returns="streaming").remote(task): actor for actor in actors}
                 self._follow(streams, on_report or (lambda _: None), cancelled, outcomes)
         except WorkerLostError:
@@ -205,7 +186,7 @@ class RayExecutor:
     def repair(self) -> Repair:
         """See `Executor.repair`. Living workers keep their weights; a replacement takes them from a spare or a peer."""
         began = time.monotonic()
-        with _ray_errors():
+        with ray_errors():
             lost = self._bury()
             source = self._replace(lost)
             self.places = self._join()
@@ -217,11 +198,11 @@ class RayExecutor:
         for rank in self._silent:  # first of all: peers may wait for them in a collective
             self._kill(self._members[rank])
         patience, actors = self._cluster.liveness, [member.actor for member in self._members]
-        lost = set(self._silent) | _unanswered([actor.beat.remote() for actor in actors], patience)
+        lost = set(self._silent) | unanswered([actor.beat.remote() for actor in actors], patience)
         for rank in lost - self._silent:
             self._kill(self._members[rank])
         rest = [rank for rank in range(self.workers) if rank not in lost]
-        stuck = _unanswered([actors[rank].leave.remote(patience) for rank in rest], patience + 2, wanted=True)
+        stuck = unanswered([actors[rank].leave.remote(patience) for rank in rest], patience + 2, wanted=True)
         for index in stuck:
             self._kill(self._members[rest[index]])
         self._silent.clear()
@@ -260,7 +241,7 @@ class RayExecutor:
             if not ready:
                 continue
             self._spares.remove(spare)
-            if not _unanswered([spare.actor.beat.remote()], self._cluster.liveness):
+            if not unanswered([spare.actor.beat.remote()], self._cluster.liveness):
                 return spare
             self._kill(spare)
         return None
@@ -322,75 +303,3 @@ class _Watch:
             if self._steps[rank] >= 0:
                 self._moved = now
             self._steps[rank] = steps
-
-
-def _unanswered(asked: list[Any], seconds: float, *, wanted: Any = None) -> set[int]:
-    """Which of some calls failed, came too late, or gave another answer than `wanted` (None: any will do)."""
-    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=seconds) if asked else ([], [])
-    failed = set()
-    for index, call in enumerate(asked):
-        try:
-            answer = ray.get(call) if call in ready else None
-            if call not in ready or (wanted is not None and answer != wanted):
-                failed.add(index)
-        except ray.exceptions.RayError:
-            failed.add(index)
-    return failed
-
-
-@contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back until Ray is up: a cluster that is interrupted while it starts cannot be stopped again."""
-    pressed = threading.Event()
-    with on_interrupt(lambda *_: pressed.set()):
-        yield
-    if pressed.is_set():
-        signal.raise_signal(signal.SIGINT)
-
-
-def _connect(cluster: ClusterOptions) -> bool:
-    """Join a cluster, or start a local one. Returns whether it is ours to stop."""
-    if ray.is_initialized():
-        joined = ray.get_runtime_context().gcs_address
-        if cluster.address not in (None, joined):
-            raise UsageError(f"ray: this process is on the cluster {joined}, not {cluster.address}", field="address")
-        return False
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            _knock(address)
-            ray.init(address=address, **quiet)
-        else:
-            # "local": without it Ray joins whatever `ray start` has left running on this machine.
-            ray.init(address="local", include_dashboard=False, namespace="nap", **quiet)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"ray: no cluster could be reached or started: {error}", field="address") from error
-    return True
-
-
-def _knock(address: str) -> None:
-    """Fail in seconds where nobody listens at host:port; Ray itself would try for minutes, then end the process."""
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-
-
-def _cpu_share(workers: int) -> float:
-    """CPUs a worker asks for: one, or less where that would leave a worker out (three workers run on two cores)."""
-    available = float(ray.cluster_resources().get("CPU", 1.0))
-    return max(0.01, min(1.0, int(100 * available / workers) / 100))
-
-
-@contextlib.contextmanager
-def _ray_errors() -> Iterator[None]:
-    """Ray's failures as ours, with the cause in one line."""
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, NapError):
-            raise cause from error
-        raise WorkerError(f"a worker failed: {str(cause).strip().splitlines()[-1]}") from error
-    except ray.exceptions.RayError as error:
-        raise WorkerLostError(f"a worker died: {str(error).strip().splitlines()[0]}") from error
