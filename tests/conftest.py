@@ -136,12 +136,12 @@ def gather(task: Task, outcomes: Sequence[Outcome], reports: Sequence[Report]) -
     """Records from what the workers gave back; the reports must replay to the workers' own canvas."""
     records = []
     for canvas, prompt in enumerate(task.prompts):
-        final = task.plan.layout.initial_ids(prompt)
+        final = task.layout_of(canvas).initial_ids(prompt)
         for outcome in outcomes:
-            final[outcome.slots] = outcome.ids[canvas]
+            final[outcome.slots - task.pads[canvas]] = outcome.ids[canvas]
         deltas = [delta for report in reports for delta in report.deltas[canvas]]
         record = DecodeRecord(
-            layout=task.plan.layout,
+            layout=task.layout_of(canvas),
             prompt_ids=prompt,
             config=task.plan.config.to_mapping(),
             assignment=task.plan.assignment,

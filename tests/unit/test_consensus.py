@@ -26,7 +26,7 @@ def opinions_of(*views: list[float], top: int) -> Opinions:
 
 
 def decide(opinions: Opinions, temperature: float = 0.0) -> tuple[int, float]:
-    ids, scores = consensus(opinions, temperature=temperature, seed=1, positions_S=torch.tensor([7]), step=3)
+    ids, scores = consensus(opinions, temperature=temperature, seed=1, positions=torch.tensor([7]), step=3)
     return int(ids), float(scores)
 
 

@@ -59,11 +59,11 @@ def test_key_and_counter_are_what_the_design_says() -> None:
 def test_draws_depend_on_nothing_but_what_is_drawn() -> None:
     """Not on which other positions are drawn with them, nor on the order: so not on worker or batch."""
     positions = torch.tensor([3, 9, 4, 100, 41])
-    together = gumbel(7, vocab=50, positions_S=positions, step=12)
+    together = gumbel(7, vocab=50, positions=positions, step=12)
     for place, position in enumerate(positions):
-        alone = gumbel(7, vocab=50, positions_S=position[None], step=12)
+        alone = gumbel(7, vocab=50, positions=position[None], step=12)
         assert torch.equal(together[place], alone[0])
-    assert torch.equal(together[:, :20], gumbel(7, vocab=20, positions_S=positions, step=12))
+    assert torch.equal(together[:, :20], gumbel(7, vocab=20, positions=positions, step=12))
 
 
 def test_seeds_steps_positions_and_purposes_share_no_draws() -> None:
@@ -96,7 +96,7 @@ def test_uniform_numbers_are_uniform() -> None:
 
 
 def test_gumbel_has_its_mean_and_variance() -> None:
-    g = gumbel(5, vocab=500, positions_S=torch.arange(200), step=0)
+    g = gumbel(5, vocab=500, positions=torch.arange(200), step=0)
     assert math.isclose(float(g.mean()), 0.5772, abs_tol=0.02)
     assert math.isclose(float(g.var()), math.pi**2 / 6, abs_tol=0.04)
 
@@ -104,7 +104,7 @@ def test_gumbel_has_its_mean_and_variance() -> None:
 def test_draws_follow_the_softmax_of_the_logits() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0], dtype=torch.float64)
     positions = torch.arange(20_000)
-    ids = draw(logits.expand(1, 20_000, 4), temperature=1.0, seed=1, positions_S=positions, step=0)
+    ids = draw(logits.expand(1, 20_000, 4), temperature=1.0, seed=1, positions=positions, step=0)
     shares = torch.bincount(ids[0], minlength=4) / 20_000
     assert shares.tolist() == pytest.approx(logits.softmax(-1).tolist(), abs=0.01)
 
@@ -112,5 +112,5 @@ def test_draws_follow_the_softmax_of_the_logits() -> None:
 def test_no_temperature_is_greedy_whatever_the_seed() -> None:
     logits = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0))
     for seed in (0, 1):
-        ids = draw(logits, temperature=0, seed=seed, positions_S=torch.arange(5), step=0)
+        ids = draw(logits, temperature=0, seed=seed, positions=torch.arange(5), step=0)
         assert torch.equal(ids, logits.argmax(-1))

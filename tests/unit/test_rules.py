@@ -84,7 +84,7 @@ def test_rankings() -> None:
     scores, positions = torch.tensor([[-3.0, -1.0, -2.0]], dtype=torch.float64), torch.tensor([10, 11, 12])
 
     def order(rule: Any, step: int = 0) -> list[int]:
-        ranks = rank_scores(rule, scores, positions_S=positions, seed=4, step=step)
+        ranks = rank_scores(rule, scores, positions=positions, seed=4, step=step)
         assert ranks.shape == scores.shape
         return ranks[0].argsort(descending=True).tolist()
 

@@ -110,7 +110,7 @@ class LiveView(Observer):
         """A canvas of masks."""
         with self._lock:
             self._batch, self._result = batch, None
-            self._view = CanvasView(batch.task.plan.layout, batch.task.prompts[0], self._tokenizer)
+            self._view = CanvasView(batch.task.layout_of(0), batch.task.prompts[0], self._tokenizer)
             self._syncs = planned_syncs(batch)
 
     def on_report(self, batch: Batch, report: Report) -> None:

@@ -18,15 +18,17 @@ from nap_runtime.job import Confidence
 LOWEST = -1e30  # a finite stand-in for log 0: such candidates come last, but before nothing
 
 
-def draw(logits_BSV: Tensor, *, temperature: float, seed: int, positions_S: Tensor, step: int) -> Tensor:
+def draw(logits_BSV: Tensor, *, temperature: float, seed: int, positions: Tensor, step: int) -> Tensor:
     """Candidate ids: the argmax, of logits with Gumbel noise where temperature > 0 (LLaDA `add_gumbel_noise`).
+
+    `positions` of the slots: [S], or [B, S] where canvases differ.
 
     LLaDA's exp(l)/(−log u)^T has the argmax of l + T·g, g = −log(−log u). Returns int64 [B, S].
     """
     if temperature == 0:
         return logits_BSV.argmax(-1)
-    noise_SV = gumbel(seed, vocab=logits_BSV.shape[-1], positions_S=positions_S, step=step)
-    return (logits_BSV.double() + temperature * noise_SV).argmax(-1)
+    noise = gumbel(seed, vocab=logits_BSV.shape[-1], positions=positions, step=step)
+    return (logits_BSV.double() + temperature * noise).argmax(-1)
 
 
 def log_confidence(kind: Confidence, logits_BSV: Tensor, ids_BS: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ def uniform(seed: int, *, ids: Tensor, positions: Tensor, step: int, purpose: Pu
     return (bits.double() + 0.5) * 2.0**-52  # never 0, nor rounded to 1
 
 
-def gumbel(seed: int, *, vocab: int, positions_S: Tensor, step: int) -> Tensor:
-    """Gumbel noise for token draws. Shape [S, V], float64."""
-    ids = torch.arange(vocab, device=positions_S.device)
-    u_SV = uniform(seed, ids=ids[None, :], positions=positions_S[:, None], step=step, purpose=Purpose.TOKEN)
-    return -torch.log(-torch.log(u_SV))
+def gumbel(seed: int, *, vocab: int, positions: Tensor, step: int) -> Tensor:
+    """Gumbel noise for token draws at some positions, [S] or [B, S]. Shape [S, V] or [B, S, V], float64."""
+    ids_V = torch.arange(vocab, device=positions.device)
+    u = uniform(seed, ids=ids_V, positions=positions.unsqueeze(-1), step=step, purpose=Purpose.TOKEN)
+    return -torch.log(-torch.log(u))

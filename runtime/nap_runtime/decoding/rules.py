@@ -23,14 +23,14 @@ from nap_runtime.job import Rule
 _PROPHET_BARS = ((0.33, 7.5), (0.67, 5.0), (math.inf, 2.5))  # progress below → mean gap of the two best logits
 
 
-def rank_scores(rule: Rule, scores_BS: Tensor, *, positions_S: Tensor, seed: int, step: int) -> Tensor:
-    """What the rule ranks by, higher first. Shape [B, S]."""
+def rank_scores(rule: Rule, scores_BS: Tensor, *, positions: Tensor, seed: int, step: int) -> Tensor:
+    """What the rule ranks by, higher first, with the slots' positions [S] or [B, S]. Shape [B, S]."""
     if rule == "left-to-right":
-        return (-positions_S).to(scores_BS.dtype).expand_as(scores_BS)
+        return (-positions).to(scores_BS.dtype).expand_as(scores_BS)
     if rule == "random":
-        zero = torch.zeros_like(positions_S)
-        draws_S = uniform(seed, ids=zero, positions=positions_S, step=step, purpose=Purpose.ORDER)
-        return draws_S.to(scores_BS.dtype).expand_as(scores_BS)
+        zero = torch.zeros_like(positions)
+        draws = uniform(seed, ids=zero, positions=positions, step=step, purpose=Purpose.ORDER)
+        return draws.to(scores_BS.dtype).expand_as(scores_BS)
     return scores_BS
 
 

@@ -63,17 +63,18 @@ class ConsensusExchange:
 
 
 def consensus(
-    opinions: Opinions, *, temperature: float, seed: int, positions_S: Tensor, step: int
+    opinions: Opinions, *, temperature: float, seed: int, positions: Tensor, step: int
 ) -> tuple[Tensor, Tensor]:
     """The ids with the best mean log-probability (with Gumbel noise where temperature > 0), and those means. [B, S].
 
-    Of equal ones the lowest id. All workers come to the same, because all read the same opinions in the same order.
+    `positions` of the slots: [S] or [B, S]. Of equal ones the lowest id. All workers come to the same, because all read
+    the same opinions in the same order.
     """
     named_BSC = opinions.ids.permute(1, 2, 0, 3).flatten(2)
     mean_BSC = opinions.of(named_BSC)
     drawn_BSC = mean_BSC
     if temperature:
-        at = positions_S[None, :, None]
+        at = positions.unsqueeze(-1)
         u_BSC = uniform(seed, ids=named_BSC, positions=at, step=step, purpose=Purpose.TOKEN)
         drawn_BSC = mean_BSC - temperature * torch.log(-torch.log(u_BSC))
     best_BSC = drawn_BSC == drawn_BSC.amax(-1, keepdim=True)

@@ -9,7 +9,7 @@ S slots of one worker (padded).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -132,6 +132,7 @@ class Partials:
         own_keys: rows of this worker's paths, whether computed in this step or not.
         shared_keys: all shared rows.
         mask_RN: what the own rows of this step see.
+        real: of given keys [M] those that are no padding (None: all), as `partial_attention` takes a mask.
     """
 
     def __init__(
@@ -143,7 +144,8 @@ class Partials:
         own: Sequence[int],
         own_keys: Sequence[int],
         shared_keys: Sequence[int],
-        mask_RN: Tensor,
+        mask_RN: Tensor | None,
+        real: Callable[[Tensor], Tensor | None] = lambda _: None,
     ) -> None:
         mine = set(own)
         counted = [*own_keys, *(shared_keys if wire.comm.rank == 0 else ())]
@@ -153,6 +155,7 @@ class Partials:
         self._rows_R, self._keys_M, self._own_R, self._shared_R = _indices(
             [rows, counted, own_at, shared_at], store.k_LBGNE.device
         )
+        self._real = real(self._keys_M)
 
     def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
         """Store, attend locally for own rows, merge partial attention for shared rows."""
@@ -163,7 +166,8 @@ class Partials:
             own = grouped_sdpa(q_BHRE.index_select(2, self._own_R), keys, values, self._mask_RN)
             out_BHRE.index_copy_(2, self._own_R, own)
         q_shared = q_BHRE.index_select(2, self._shared_R)
-        o, lse = partial_attention(q_shared, keys.index_select(2, self._keys_M), values.index_select(2, self._keys_M))
+        counted = keys.index_select(2, self._keys_M), values.index_select(2, self._keys_M)
+        o, lse = partial_attention(q_shared, *counted, self._real)
         return out_BHRE.index_copy_(2, self._shared_R, self._merge(o, lse))
 
     def _merge(self, o_BHRE: Tensor, lse_BHR: Tensor) -> Tensor:

@@ -19,13 +19,14 @@ from nap_runtime.decoding.record import DecodeRecord
 from nap_runtime.errors import CancelledError, DecodeError, NapError, WorkerLostError
 from nap_runtime.executor.base import Executor, Repair
 from nap_runtime.executor.progress import Common, Earlier, Progress
-from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult, LiveAnswer
+from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult, LiveAnswer, at_least
 from nap_runtime.metrics.answers import extract_boxed, same_answer
 from nap_runtime.metrics.report import RunMetrics
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.prompting import DecodeDefaults, build_layout, prompt_ids, resolve
 from nap_runtime.worker import Outcome, Report, Task
 
+BUCKET = 32  # prompt tokens: lengths that round up to the same multiple share a batch
 _REPAIRS = 2  # in a row without progress, before a decode is given up
 
 
@@ -103,20 +104,24 @@ class Coordinator:
         config: DecodeConfig,
         *,
         batch_size: int = 1,
+        bucket: int | None = None,
         observer: Observer | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[DecodeResult | JobFailure]:
         """Decode jobs and yield their results, batch by batch; a job that cannot be laid out is yielded as a failure.
+
+        Prompts whose lengths round up to the same multiple of `bucket` share a batch (None: 32; 1: equal lengths only).
 
         Raises:
             UsageError: there are more workers than paths.
             WorkerError: a worker died.
             CancelledError: `cancelled` returned true.
         """
+        at_least("bucket", BUCKET if bucket is None else bucket, 1)
         config = self.resolve(config)
         assignment = self._assignment or Assignment.even(config.n_paths, self.executor.workers)
         observer = observer or Observer()
-        for item in self._batches(jobs, config, assignment, batch_size):
+        for item in self._batches(jobs, config, assignment, batch_size, bucket or BUCKET):
             if cancelled():
                 raise CancelledError("the decode was cancelled")
             results: Sequence[DecodeResult | JobFailure]
@@ -126,10 +131,13 @@ class Coordinator:
                 yield result
 
     def _batches(
-        self, jobs: Iterable[DecodeJob], config: DecodeConfig, assignment: Assignment, batch_size: int
+        self, jobs: Iterable[DecodeJob], config: DecodeConfig, assignment: Assignment, batch_size: int, bucket: int
     ) -> Iterator[Batch | JobFailure]:
-        """Group jobs by layout. A batch goes out when it is full, the rest at the end, oldest first."""
-        waiting: dict[CanvasLayout, list[tuple[DecodeJob, tuple[int, ...]]]] = {}
+        """Group jobs by the bucket of their prompt. A batch goes out when it is full, the rest at the end, oldest first.
+
+        A batch's layout is that of its longest prompt: a batch of one, or of equal lengths, has no padding.
+        """
+        waiting: dict[int, list[_Laid]] = {}
         for job in jobs:
             try:
                 ids = prompt_ids(self.card, job.question)
@@ -138,12 +146,12 @@ class Coordinator:
             except NapError as error:
                 yield JobFailure(job=job, error=error)
                 continue
-            group = waiting.setdefault(layout, [])
-            group.append((job, ids))
+            group = waiting.setdefault(-(-len(ids) // bucket), [])
+            group.append(_Laid(job, ids, layout))
             if len(group) == batch_size:
-                yield _batch(waiting.pop(layout), layout, config, assignment)
-        for layout, group in waiting.items():
-            yield _batch(group, layout, config, assignment)
+                yield _batch(waiting.pop(-(-len(ids) // bucket)), config, assignment)
+        for group in waiting.values():
+            yield _batch(group, config, assignment)
 
     def run(self, batch: Batch, observer: Observer, cancelled: Callable[[], bool]) -> list[DecodeResult | JobFailure]:
         """Decode one batch that is laid out already.
@@ -198,7 +206,7 @@ class Coordinator:
     ) -> DecodeResult | JobFailure:
         job, task = batch.jobs[canvas], batch.task
         record = DecodeRecord(
-            layout=task.plan.layout,
+            layout=task.layout_of(canvas),
             prompt_ids=task.prompts[canvas],
             config=task.plan.config.to_mapping(),
             assignment=task.plan.assignment,
@@ -253,15 +261,23 @@ class Coordinator:
         return self.card.tokenizer.decode(content.tolist()).strip()
 
 
-def _batch(
-    group: list[tuple[DecodeJob, tuple[int, ...]]], layout: CanvasLayout, config: DecodeConfig, assignment: Assignment
-) -> Batch:
-    jobs, prompts = zip(*group, strict=True)
-    return Batch(jobs=jobs, task=Task(plan=Plan.of(layout, config, assignment), prompts=prompts))
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A job with the ids of its prompt and its canvas."""
+
+    job: DecodeJob
+    ids: tuple[int, ...]
+    layout: CanvasLayout
+
+
+def _batch(group: Sequence[_Laid], config: DecodeConfig, assignment: Assignment) -> Batch:
+    widest = max((laid.layout for laid in group), key=lambda layout: layout.prompt_tokens)
+    task = Task(plan=Plan.of(widest, config, assignment), prompts=tuple(laid.ids for laid in group))
+    return Batch(jobs=tuple(laid.job for laid in group), task=task)
 
 
 def _final_ids(task: Task, canvas: int, outcomes: list[Outcome]) -> Ids:
-    ids = task.plan.layout.initial_ids(task.prompts[canvas])
+    ids = task.layout_of(canvas).initial_ids(task.prompts[canvas])
     for outcome in outcomes:
-        ids[outcome.slots] = outcome.ids[canvas]
+        ids[outcome.slots - task.pads[canvas]] = outcome.ids[canvas]
     return ids

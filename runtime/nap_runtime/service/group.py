@@ -169,7 +169,7 @@ def batch_of(message: Message, coordinator: Coordinator | None) -> Batch:
         DecodeJob(question=job["question"], index=index, id=job["name"], gold=job["gold"])
         for index, job in enumerate(message["jobs"])
     )
-    layout = build_layout(coordinator.card, config, len(prompts[0]))
+    layout = build_layout(coordinator.card, config, max(map(len, prompts)))
     plan = Plan.of(layout, config, Assignment.even(config.n_paths, coordinator.executor.workers))
     earlier: Earlier | None = earlier_of(message["earlier"]) if message["earlier"] else None
     return Batch(jobs=jobs, task=Task(plan=plan, prompts=prompts), earlier=earlier)

@@ -134,7 +134,7 @@ class _View:
     """One canvas as text."""
 
     def __init__(self, batch: Batch, canvas: int, coordinator: Coordinator) -> None:
-        self._layout, self._coordinator = batch.task.plan.layout, coordinator
+        self._layout, self._coordinator = batch.task.layout_of(canvas), coordinator
         self._ids = self._layout.initial_ids(batch.task.prompts[canvas])
 
     def take(self, deltas: Sequence[CanvasDelta]) -> list[pb.PathText]:
@@ -180,7 +180,7 @@ class _View:
 
 def _laid_out(batch: Batch, canvas: int) -> pb.Event:
     plan = batch.task.plan
-    layout = plan.layout
+    layout = batch.task.layout_of(canvas)
     body = pb.CanvasLaidOut(
         ids=layout.initial_ids(batch.task.prompts[canvas]).tolist(),
         prompt=pb.Range(start=0, stop=layout.prompt_tokens),

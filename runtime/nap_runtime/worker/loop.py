@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nap_runtime.decoding.given import given_to
-from nap_runtime.decoding.layout import Ids
+from nap_runtime.decoding.layout import CanvasLayout, Ids
 from nap_runtime.decoding.machine import (
     Arrive,
     Control,
@@ -34,6 +34,7 @@ from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge
 from nap_runtime.distributed.exchange import TOKEN_BYTES
 from nap_runtime.distributed.wire import Beside, Clock, Wire
 from nap_runtime.worker.denoiser import Denoiser as Denoiser
+from nap_runtime.worker.padding import Padding, in_columns, padded_ids
 from nap_runtime.worker.reporting import Report, Reporter
 from nap_runtime.worker.resources import Resources
 from nap_runtime.worker.selection import Selector
@@ -43,6 +44,9 @@ from nap_runtime.worker.settling import Settling
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A batch of canvases of one layout: what a worker is given once per batch.
+
+    Prompts may be shorter than the layout's (`worker/padding.py`). Reports, `resume` and `given` go by each canvas's own
+    positions, as if it stood alone.
 
     A worker reports every R steps of the config, and every `report_every` steps too where that is given, for a view
     that follows closely; nothing else depends on it. `report_early` asks for one after the first commits too.
@@ -58,6 +62,15 @@ class Task:
     resume: Resume | None = None
     given: tuple[tuple[CanvasDelta, ...], ...] = ()
 
+    @property
+    def pads(self) -> tuple[int, ...]:
+        """Columns before each canvas's first token."""
+        return tuple(self.plan.layout.prompt_tokens - len(prompt) for prompt in self.prompts)
+
+    def layout_of(self, canvas: int) -> CanvasLayout:
+        """The layout of a canvas by itself."""
+        return replace(self.plan.layout, prompt_tokens=len(self.prompts[canvas]))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
@@ -72,7 +85,7 @@ class Outcome:
     """How a worker ended.
 
     Attributes:
-        slots, ids: the slots this worker answers for and their ids at the end, [S] and [B, S].
+        slots, ids: the slots this worker answers for, by column, and their ids at the end, [S] and [B, S].
         step, committed: the step at which each of them got its id (−1: never), and whether it was committed and not
             filled, [B, S]. With `ids` they hold all that the deltas say of the order.
         events: syncs it saw; equal on all workers up to where they part.
@@ -132,11 +145,14 @@ class _Run:
         begin = 0 if task.resume is None else task.resume.step
         self.machine = Coordination(task.plan, resume=begin)
         self.wire = Wire(worker.comm, Clock(worker.device))
-        initial = [self.layout.initial_ids(prompt) for prompt in task.prompts]
+        initial = [padded_ids(self.layout, prompt) for prompt in task.prompts]
         self.state = CanvasState.start(self.layout, initial, worker.device)
         if task.resume is not None:
-            self.state.restore(task.resume.deltas)
-        self.resources = Resources(task.plan, worker.denoiser.config, self.wire, self.state, dtype=worker.dtype)
+            self.state.restore(in_columns(task.resume.deltas, task.pads))
+        padding = Padding(task.pads, self.layout.size, worker.device)
+        self.resources = Resources(
+            task.plan, worker.denoiser.config, self.wire, self.state, dtype=worker.dtype, padding=padding
+        )
         self.reporter = Reporter(
             self.state,
             worker=self.rank,
@@ -144,6 +160,7 @@ class _Run:
             path_slots=self.resources.path_slots[self.rank],
             on_report=None if on_report is None else self._hand_on,
             begin=begin,
+            padding=padding,
             blocks=[self.resources.slots_of(block) for block in range(len(self.plan.schedule.block_steps))],
         )
         self.selector = Selector(self.plan, self.denoiser, self.resources, self.state, self.rank)
@@ -163,7 +180,8 @@ class _Run:
             self._report_every = 1  # a report tells of a slot only what was last done to it
         self._report_early = range(1, 3) if task.report_early else range(0)  # a GPU's copy is read one report later
         self._dirty = False  # a row was committed and not computed since
-        self._given = given_to(self.rank, task.given, over_canvas=bool(task.plan.schedule.canvas))
+        given = in_columns(task.given, task.pads) if task.given else ()
+        self._given = given_to(self.rank, given, over_canvas=bool(task.plan.schedule.canvas))
         self._beside: Beside | None = None  # an exchange under way beside the steps
 
     def _watch_summary(self, batch: int) -> Settling | None:
@@ -232,7 +250,7 @@ class _Run:
         self.wire.begin_step(rows=views * n_rows, extra_rows=views * self._extra_rows(step, n_rows))
         self.forwards.append(step.step)
         ids_BR = self.resources.inputs(computed.rows)
-        hidden_BRD = self.denoiser.forward_rows(ids_BR, computed.rows, computed.attend)
+        hidden_BRD = self.denoiser.forward_rows(ids_BR, computed.positions, computed.attend)
         self._dirty = self._commit(step, quotas, hidden_BRD)
         self.wire.end_step(committed=bool(quotas) or step.canvas is not None)
 

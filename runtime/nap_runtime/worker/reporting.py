@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nap_runtime.decoding.record import CanvasDelta, SyncEvent, deltas_between
 from nap_runtime.decoding.state import CanvasState, Kind
+from nap_runtime.worker.padding import Padding
 from nap_runtime.worker.settling import Settling
 
 
@@ -40,6 +41,7 @@ class Reporter:
         on_report: takes each report; must not block. None: nobody listens, no deltas are built, and what is copied
             only tells when everything is done.
         begin: the step that comes first; what was committed before it is known already.
+        padding: how far canvases stand to the right; `slots` are columns, reports go by positions.
         blocks: slots of the blocks of a canvas that is decoded block by block.
 
     On a GPU the copy of one control point is read at the next, when it has long arrived; on a CPU at once.
@@ -54,10 +56,11 @@ class Reporter:
         path_slots: Sequence[int],
         on_report: Callable[[Report], None] | None,
         begin: int = 0,
+        padding: Padding | None = None,
         blocks: Sequence[Sequence[int]] = (),
     ) -> None:
         self._state, self._worker, self._on_report = state, worker, on_report
-        self._positions = np.array(slots, dtype=np.int64)
+        self._positions, self._padding = np.array(slots, dtype=np.int64), padding
         self._positions_S = torch.from_numpy(self._positions).to(state.ids.device)
         self._is_path = np.isin(self._positions, list(path_slots))
         self._in_block = [np.isin(self._positions, list(block)) for block in blocks]
@@ -142,16 +145,20 @@ class Reporter:
     ) -> tuple[CanvasDelta, ...]:
         """What one canvas committed at the steps first … last, and what it would have put into its summary."""
         mine = {name: array[canvas] for name, array in arrays.items()}
-        decided = deltas_between(mine, self._positions, worker=self._worker, first=first, last=last)
-        return (*decided, *self._would_be(mine))
+        positions = self._on_canvas(self._positions, canvas)
+        decided = deltas_between(mine, positions, worker=self._worker, first=first, last=last)
+        return (*decided, *self._would_be(mine, canvas))
 
-    def _would_be(self, mine: Mapping[str, npt.NDArray[Any]]) -> Iterator[CanvasDelta]:
+    def _on_canvas(self, columns: npt.NDArray[np.int64], canvas: int) -> npt.NDArray[np.int64]:
+        return columns if self._padding is None else self._padding.host_positions(columns, canvas)
+
+    def _would_be(self, mine: Mapping[str, npt.NDArray[Any]], canvas: int) -> Iterator[CanvasDelta]:
         for number, (step, slots) in enumerate(self._copied):
             yield CanvasDelta(
                 step=step,
                 worker=self._worker,
                 kind=Kind.PROVISIONAL,
-                positions=slots,
+                positions=self._on_canvas(slots, canvas),
                 ids=mine[f"ids {number}"],
                 log_confidence=mine[f"score {number}"],
             )

@@ -23,22 +23,31 @@ from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.transformer import Attend, KVStore
 from nap_runtime.policy import CONSENSUS_TOP
 from nap_runtime.worker.caches import ScatterAttention, block_slots, changed_rows
+from nap_runtime.worker.padding import Padding
 
 
 @dataclass(frozen=True, slots=True)
 class ComputedRows:
-    """Rows of a step and what they see: `rows` int64 canvas positions, [R] ascending, or [B, R] where they differ."""
+    """Rows of a step and what they see: `rows` int64 columns, [R] ascending, or [B, R] where they differ.
+
+    `positions` are theirs on each canvas: the rows themselves, or [B, R] where prompts are padded.
+    """
 
     rows: Tensor
+    positions: Tensor
     attend: Attend
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSlots:
-    """Slots and where their logits come from: `head` indexes the computed rows, [S], or [B, S] where they differ."""
+    """Slots and where their logits come from: `head` indexes the computed rows, [S], or [B, S] where they differ.
+
+    `positions` are theirs on each canvas, which noise goes by: [S], or [B, S] where prompts are padded.
+    """
 
     slots_S: Tensor
     head: Tensor
+    positions: Tensor
 
 
 class Resources:
@@ -49,9 +58,20 @@ class Resources:
         wire: what exchanges go through.
         state: the worker's canvases.
         dtype: of the K/V store.
+        padding: how far canvases with shorter prompts stand to the right.
     """
 
-    def __init__(self, plan: Plan, model: ModelConfig, wire: Wire, state: CanvasState, *, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        model: ModelConfig,
+        wire: Wire,
+        state: CanvasState,
+        *,
+        dtype: torch.dtype,
+        padding: Padding,
+    ) -> None:
+        self.padding = padding
         self._plan, self._layout, self._assignment = plan, plan.layout, plan.assignment
         self.text_ends_E = torch.tensor(model.end_ids, device=state.ids.device)
         self._wire, self._state = wire, state
@@ -160,11 +180,12 @@ class Resources:
         key = step.rows, step.block, slots
         if step.rows is Rows.CHANGED:
             everything_S = self.all_slots.positions_S
-            return ScoredSlots(everything_S, self._places(everything_S - self._shift))
+            head = self._places(everything_S - self._shift)
+            return ScoredSlots(everything_S, head, self.padding.positions(everything_S))
         if key not in self._scored:
             place = {row: index for index, row in enumerate(self._rows(step.rows, self._rank, step.block))}
-            head = [place[slot - self._shift] for slot in slots]
-            self._scored[key] = ScoredSlots(self._tensor(slots), self._tensor(head))
+            at_S, head = self._tensor(slots), [place[slot - self._shift] for slot in slots]
+            self._scored[key] = ScoredSlots(at_S, self._tensor(head), self.padding.positions(at_S))
         return self._scored[key]
 
     def _places(self, rows_S: Tensor) -> Tensor:
@@ -182,7 +203,8 @@ class Resources:
         key = step.rows, step.layerwise, step.block
         if key not in self._computed:
             mine = self._rows(step.rows, self._rank, step.block)
-            self._computed[key] = ComputedRows(self._tensor(mine), self._attend(step.rows, step.layerwise, mine))
+            rows, attend = self._tensor(mine), self._attend(step.rows, step.layerwise, mine)
+            self._computed[key] = ComputedRows(rows, self.padding.positions(rows, views=self._views), attend)
         return self._computed[key]
 
     def _changed_rows(self, step: int) -> ComputedRows:
@@ -190,11 +212,15 @@ class Resources:
         rows_BR = self._changed.repeat(self._views, 1)
         mask_NN = self._mask_of_all
         mask_B1RN = None if mask_NN is None else mask_NN[rows_BR].unsqueeze(1)
-        return ComputedRows(rows_BR, ScatterAttention(self._store, rows_BR, mask_B1RN))
+        if self.padding.any:
+            mask_B1RN = self.padding.mask(mask_B1RN, views=self._views)
+        positions_BR = self.padding.positions(rows_BR, views=self._views)
+        return ComputedRows(rows_BR, positions_BR, ScatterAttention(self._store, rows_BR, mask_B1RN))
 
     @cached_property
     def _mask_of_all(self) -> Tensor | None:
-        return self._mask(range(self._layout.size))
+        sees = self._plan.config.sync.sees
+        return None if sees == "full" else self._visible(range(self._layout.size))
 
     def inputs(self, rows: Tensor) -> Tensor:
         """Ids of the rows, [B, R]; with guidance [2B, R], later once more with a masked prompt."""
@@ -232,11 +258,13 @@ class Resources:
             own=own,
             own_keys=own_keys,
             shared_keys=self._layout.shared_rows(),
-            mask_RN=self._visible(own),
+            mask_RN=self.padding.mask(self._visible(own), views=self._views),
+            real=lambda keys_M: self.padding.mask(None, views=self._views, columns=keys_M),
         )
 
     def _mask(self, rows: Sequence[int]) -> Tensor | None:
-        return None if self._plan.config.sync.sees == "full" else self._visible(rows)
+        visible = None if self._plan.config.sync.sees == "full" else self._visible(rows)
+        return self.padding.mask(visible, views=self._views)
 
     def _visible(self, rows: Sequence[int]) -> Tensor:
         visible = self._layout.visible(self._plan.config.sync.sees)[list(rows)]

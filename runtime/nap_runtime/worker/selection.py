@@ -130,7 +130,8 @@ class Selector:
             open_BS = rules.leftmost_block(masked_BS, config.fast_block)
             sure = rules.pick_above if rule == "threshold" else rules.pick_by_factor
             return sure(candidates.scores, open_BS, config.own_value)
-        ranks_BS = rules.rank_scores(rule, candidates.scores, positions_S=at, seed=config.seed, step=step)
+        positions = self._resources.padding.positions(at)
+        ranks_BS = rules.rank_scores(rule, candidates.scores, positions=positions, seed=config.seed, step=step)
         picked_BS = rules.pick(ranks_BS, masked_BS, quota, block_length=self._block_length(len(at)))
         if candidates.gaps is None:
             return picked_BS
@@ -178,10 +179,11 @@ class Selector:
         self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor, temperature: float | None = None
     ) -> Candidates:
         """Candidates of slots whose rows this worker has computed."""
-        config, slots_S = self._config, self._resources.scored(step, slots).slots_S
+        config, scored = self._config, self._resources.scored(step, slots)
+        slots_S, at = scored.slots_S, scored.positions
         logits_BSV = self._logits(step, slots, hidden_BRD)
         heat = config.temperature if temperature is None else temperature
-        ids_BS = confidence.draw(logits_BSV, temperature=heat, seed=config.seed, positions_S=slots_S, step=step.step)
+        ids_BS = confidence.draw(logits_BSV, temperature=heat, seed=config.seed, positions=at, step=step.step)
         scored_BS = ids_BS
         if config.rule_args.get("score") == "token":
             scored_BS = torch.where(self._state.masked[:, slots_S], ids_BS, self._state.ids[:, slots_S])
@@ -214,10 +216,15 @@ class Selector:
         """Candidates of the summary on which the workers agree, each with its own view of the paths."""
         if not self._several or step.step == 0:
             return self._candidates(step, slots, hidden_BRD)  # all views are the same
-        config, slots_S = self._config, self._resources.scored(step, slots).slots_S
+        config, scored = self._config, self._resources.scored(step, slots)
+        slots_S = scored.slots_S
         logits_BSV = self._logits(step, slots, hidden_BRD)
         everybodys = self._resources.consensus(len(slots), logits_BSV.shape[-1]).run(logits_BSV)
         ids_BS, scores_BS = consensus(
-            everybodys, temperature=config.temperature, seed=config.seed, positions_S=slots_S, step=step.step
+            everybodys,
+            temperature=config.temperature,
+            seed=config.seed,
+            positions=scored.positions,
+            step=step.step,
         )
         return Candidates(ids_BS, self._weighed(slots_S, ids_BS, scores_BS))
