@@ -133,7 +133,7 @@ class Coordinator:
     def _batches(
         self, jobs: Iterable[DecodeJob], config: DecodeConfig, assignment: Assignment, batch_size: int, bucket: int
     ) -> Iterator[Batch | JobFailure]:
-        """Group jobs by the bucket of their prompt. A batch goes out when it is full, the rest at the end, oldest first.
+        """Group jobs by their prompt's bucket. A batch goes out when it is full, the rest at the end, oldest first.
 
         A batch's layout is that of its longest prompt: a batch of one, or of equal lengths, has no padding.
         """

@@ -56,7 +56,7 @@ class Padding:
         """Positions of columns [R] or [B·V, R]: as given where nothing is padded, else [B·V, R]; 0 in the padding."""
         if not self.any:
             return columns
-        return (columns - self._pads_B1.repeat(views, 1)).clamp_min(0)
+        return (columns - self._before.repeat(views, 1)).clamp_min(0)
 
     def mask(self, visible: Tensor | None, *, views: int = 1, columns: Tensor | None = None) -> Tensor | None:
         """What rows see of a canvas's own columns: `visible` [R, M] (None: all) without the padding; [B·V, 1, R, M].
@@ -65,17 +65,17 @@ class Padding:
         """
         if not self.any:
             return visible
-        real_BN = self._real_BN if columns is None else self._real_BN[:, columns]
+        real_BN = self._real if columns is None else self._real[:, columns]
         real_B11M = real_BN.repeat(views, 1)[:, None, None, :]
         return real_B11M if visible is None else real_B11M & visible
 
     @cached_property
-    def _pads_B1(self) -> Tensor:
+    def _before(self) -> Tensor:
         return torch.tensor(self.pads, dtype=torch.int64, device=self.device).unsqueeze(1)
 
     @cached_property
-    def _real_BN(self) -> Tensor:
-        return torch.arange(self.columns, device=self.device) >= self._pads_B1
+    def _real(self) -> Tensor:
+        return torch.arange(self.columns, device=self.device) >= self._before
 
     def host_positions(self, columns: Ids, canvas: int) -> Ids:
         """The same for one canvas, on the host."""

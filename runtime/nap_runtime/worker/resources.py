@@ -180,8 +180,8 @@ class Resources:
         key = step.rows, step.block, slots
         if step.rows is Rows.CHANGED:
             everything_S = self.all_slots.positions_S
-            head = self._places(everything_S - self._shift)
-            return ScoredSlots(everything_S, head, self.padding.positions(everything_S))
+            head_BS = self._places(everything_S - self._shift)
+            return ScoredSlots(everything_S, head_BS, self.padding.positions(everything_S))
         if key not in self._scored:
             place = {row: index for index, row in enumerate(self._rows(step.rows, self._rank, step.block))}
             at_S, head = self._tensor(slots), [place[slot - self._shift] for slot in slots]
