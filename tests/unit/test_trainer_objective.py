@@ -86,6 +86,12 @@ def test_draws_are_uniform_and_named_by_canvas_and_step() -> None:
     assert not torch.equal(Draws(1, 5).slots(index_B, 50, Use.STALE), drawn)
 
 
+def test_compiled_draws_are_the_same_bits() -> None:
+    for seed, step, canvases in ((0, 0, 16), (2**40 + 7, 2**20, 24)):
+        eager, fused, index_B = Draws(seed, step), Draws(seed, step, fused=True), torch.arange(canvases) + 2**33
+        assert torch.equal(fused.slots(index_B, 50, Use.HIDE), eager.slots(index_B, 50, Use.HIDE))
+
+
 def test_stratified_has_one_canvas_in_each_part() -> None:
     [t_B] = Draws(0, 9).spread(torch.arange(64), 64, [Use.T], kind="stratified")
     assert sorted((t_B * 64).floor().long().tolist()) == list(range(64))

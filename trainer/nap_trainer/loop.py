@@ -54,6 +54,7 @@ class Trainer:
         self.settings, self.ranks, self.prepared = settings, ranks, prepared
         schedule, run = settings.schedule, settings.run
         self.accumulation = schedule.accumulation(ranks.world)
+        self.fused = run.compile and ranks.device.type == "cuda"
         self.loader = Loader(
             prepared.table,
             settings.data,
@@ -74,8 +75,9 @@ class Trainer:
             learn_padding=settings.data.padding == "learn",
             mask_id=config.mask_id,
             seed=run.seed,
+            fused=self.fused,
         )
-        self.views = Views(settings.objective, mask_id=config.mask_id, seed=run.seed)
+        self.views = Views(settings.objective, mask_id=config.mask_id, seed=run.seed, fused=self.fused)
         check_same_training(settings, self.checkpoints, ranks)
         self.model = self._build()
         self.engine = self._start()
@@ -180,7 +182,7 @@ class Trainer:
         """What a micro-batch looks like to the network: (batch, masked, view, weights, part of the divisor)."""
         data, prepared = self.settings.data, self.prepared
         if data.unknown:
-            draws = Draws(self.settings.run.seed, step)
+            draws = Draws(self.settings.run.seed, step, self.fused)
             assert prepared.words_V is not None
             batch = with_unknown(batch, data.unknown, prepared.words_V, prepared.unknown_id, draws)
         masked = self.forward(batch, step)

@@ -39,12 +39,13 @@ class Draws:
 
     seed: int
     step: int
+    fused: bool = False
+    """Whether a draw is one compiled kernel instead of some hundred: for GPUs, the bits are the same."""
 
     def _uniform(self, canvases: Tensor, positions: Tensor, use: int | Tensor) -> Tensor:
         zero = torch.zeros((), dtype=torch.int64, device=canvases.device)
-        counter = (canvases, positions, zero + self.step, zero + use)
-        word, *_ = philox4x32(counter, (self.seed & _LOW, self.seed >> 32 & _LOW))
-        return (word >> 8).float() * 2.0**-24  # 24 bits: float32 holds them exactly, so 1 is never reached
+        step, use, low, high = zero + self.step, zero + use, zero + (self.seed & _LOW), zero + (self.seed >> 32 & _LOW)
+        return (_fused_words if self.fused else _words)(canvases, positions, step, use, low, high)
 
     def slots(self, index_B: Tensor, positions: int, use: Use) -> Tensor:
         """One number a position, [B, N]."""
@@ -74,3 +75,13 @@ class Draws:
         """A number for every use of every canvas, [U, B]."""
         which_U1 = torch.tensor(uses, device=index_B.device)[:, None]
         return self._uniform(index_B[None], torch.zeros_like(index_B)[None], which_U1)
+
+
+def _words(canvases: Tensor, positions: Tensor, step: Tensor, use: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """24 bits of a counter's first word as float32, which holds them exactly, so that 1 is never reached."""
+    word, *_ = philox4x32((canvases, positions, step, use), (low, high))
+    return (word >> 8).float() * 2.0**-24
+
+
+# Inductor's vectors of int64 do not compile on CPUs (torch 2.13), one by one they do.
+_fused_words = torch.compile(_words, dynamic=True, options={"cpp.simdlen": 1})

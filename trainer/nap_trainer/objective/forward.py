@@ -101,19 +101,27 @@ class ForwardProcess:
         learn_padding: whether end-of-text padding may be hidden.
         mask_id: the mask.
         seed: of every draw.
+        fused: whether draws are compiled (`Draws.fused`).
     """
 
     def __init__(
-        self, settings: ObjectiveSection, *, global_batch: int, learn_padding: bool, mask_id: int, seed: int
+        self,
+        settings: ObjectiveSection,
+        *,
+        global_batch: int,
+        learn_padding: bool,
+        mask_id: int,
+        seed: int,
+        fused: bool = False,
     ) -> None:
         self.settings, self.global_batch, self.seed = settings, global_batch, seed
-        self.learn_padding, self.mask_id = learn_padding, mask_id
+        self.learn_padding, self.mask_id, self.fused = learn_padding, mask_id, fused
         self._edges = pattern_edges(settings.patterns)
         self._used = [name for name in PATTERNS if settings.patterns.get(name, 0.0) > 0]
 
     def __call__(self, batch: DeviceBatch, step: int) -> Masked:
         """Hide slots of a batch at a step."""
-        draws, settings = Draws(self.seed, step), self.settings
+        draws, settings = Draws(self.seed, step, self.fused), self.settings
         block_BN = self._maskable(batch)
         pattern_B = self._patterns(batch, draws)
         t_BK, aside_BK = self._rates(batch, pattern_B, draws)

@@ -38,14 +38,14 @@ class View:
 class Views:
     """Makes the network's input of masked canvases."""
 
-    def __init__(self, settings: ObjectiveSection, *, mask_id: int, seed: int) -> None:
-        self.settings, self.mask_id, self.seed = settings, mask_id, seed
+    def __init__(self, settings: ObjectiveSection, *, mask_id: int, seed: int, fused: bool = False) -> None:
+        self.settings, self.mask_id, self.seed, self.fused = settings, mask_id, seed, fused
 
     def __call__(self, batch: DeviceBatch, masked: Masked, step: int) -> View:
         """The view of a batch at a step."""
         n = masked.noisy_BN.shape[1]
         positions_N = torch.arange(n, device=masked.noisy_BN.device)
-        draws = Draws(self.seed, step)
+        draws = Draws(self.seed, step, self.fused)
         if not self.settings.staleness:
             return View(ids_BR=masked.noisy_BN, positions_R=positions_N, mask=self._mask(batch, draws), start=0)
         visible_BNN = visible(batch, self._kinds(batch, draws))
