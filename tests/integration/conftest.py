@@ -1,4 +1,4 @@
-"""Checkpoints of the shapes and with the kinds of files that LLaDA and Dream are published with, at toy size."""
+"""What integration tests share: `nap` in this process, and toy checkpoints of LLaDA's and Dream's kinds."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from nap_runtime.cli import main
 from nap_runtime.models.shapes import make_model_dir
 
 TEXT = "How many apples are left? There are 3 boxes with 12 apples each, so 36 in all. The final answer is \\boxed{36}."
@@ -23,6 +24,31 @@ SPECIALS = {
 ROLES = {"llada": ("<|startoftext|>", "<|endoftext|>", "<|eot_id|>", "<|mdm_mask|>"),
          "dream": ("<|beginoftext|>", "<|endoftext|>", "<|im_end|>", "<|mask|>")}  # fmt: skip
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}assistant\n"
+
+
+class Ran(NamedTuple):
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """What it printed, where that is one JSON object a line."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def nap(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`(*words)` → exit code, stdout and stderr of that `nap` command, run in this process."""
+
+    def run(*argv: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        return Ran(code, *capsys.readouterr())
+
+    return run
 
 
 def byte_pairs() -> Tokenizer:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -43,29 +43,7 @@ KEYS = [
 QUESTION = "A shirt costs $50 and is on sale for 20% off. What is the final price?"
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def objects(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Nap = Callable[..., Ran]
-
-
-@pytest.fixture
-def nap(capsys: pytest.CaptureFixture[str]) -> Nap:
-    """Run a command line in this process."""
-
-    def run(*argv: object) -> Ran:
-        capsys.readouterr()
-        code = main([str(word) for word in argv])
-        return Ran(code, *capsys.readouterr())
-
-    return run
+Nap = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +75,7 @@ def batch(tmp_path: Path) -> Path:
     return file
 
 
-def one_line(ran: Ran, code: int, *parts: str) -> None:
+def one_line(ran: Any, code: int, *parts: str) -> None:
     """Nothing on stdout, one line on stderr that names the command and what is wrong."""
     assert ran.code == code, ran.err
     assert ran.out == ""

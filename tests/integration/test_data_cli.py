@@ -14,42 +14,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-
-from nap_runtime.cli import main
 
 Behaviour = Callable[["FakeTeacher", BaseHTTPRequestHandler, str], None]
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 KEY = "sk-never-to-be-seen"
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
+Nap = Callable[..., Any]
 
 
-Nap = Callable[..., Ran]
-
-
-@pytest.fixture
-def nap(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Nap:
-    """Run a command line in this process."""
+@pytest.fixture(autouse=True)
+def no_key_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
-    def run(*argv: object) -> Ran:
-        capsys.readouterr()
-        code = main([str(word) for word in argv])
-        return Ran(code, *capsys.readouterr())
 
-    return run
-
-
-def one_line(ran: Ran, code: int, *parts: str) -> None:
+def one_line(ran: Any, code: int, *parts: str) -> None:
     assert ran.code == code, ran.err
     assert ran.out == ""
     assert len(ran.err.splitlines()) == 1, ran.err
@@ -336,7 +320,7 @@ def test_rules_choose_among_traces(nap: Nap, questions: Path, tmp_path: Path, te
 def test_wrong_usage(nap: Nap, questions: Path, tmp_path: Path, teacher: FakeTeacher) -> None:
     out = tmp_path / "out.jsonl"
 
-    def run(*more: object) -> Ran:
+    def run(*more: object) -> Any:
         return nap(*command(questions, out, teacher, *more))
 
     one_line(run("--gguf-file", "x"), 2, "--gguf-file", "--teacher openai does not use it")
@@ -388,7 +372,7 @@ def test_a_local_model_teaches(nap: Nap, questions: Path, tmp_path: Path) -> Non
     tiny_causal_lm(tmp_path / "lm")
     state = torch.get_rng_state()
 
-    def run(name: str, *more: object) -> Ran:
+    def run(name: str, *more: object) -> Any:
         local = ("--teacher", "hf", "--model", tmp_path / "lm", "--max-tokens", 100, "--batch-size", 4)
         return nap("data", "curate", questions, "--out", tmp_path / name, *local, "--limit", 2, "--json", *more)
 

@@ -24,8 +24,8 @@ from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult, SyncPolicy
 from nap_runtime.models.loading import load_weights, read_card
 from nap_runtime.models.shapes import make_model_dir
 
-# One cluster at a time: with pytest-xdist this wants --dist loadgroup (or loadfile).
-pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("ray")]
+# One cluster at a time: with pytest-xdist this wants --dist loadfile.
+pytestmark = pytest.mark.timeout(240)
 WORKERS = 3
 
 

@@ -31,7 +31,7 @@ from nap_runtime.service.v1 import decoder_pb2 as pb
 from nap_runtime.service.v1 import decoder_pb2_grpc as rpc
 
 # One server for all of them, in one process: what it logged is looked through at the end.
-pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("doors")]
+pytestmark = pytest.mark.timeout(120)
 SMALL = DecodeConfig(paths=3, path_tokens=6, summary_tokens=4, control_every=2)
 LONG = DecodeConfig(paths=3, path_tokens=80, summary_tokens=4, control_every=1, eos_weight=0.0)
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -20,8 +20,8 @@ from nap_runtime.service.answers import JobEvent, RolledBack, Update
 from nap_runtime.service.client import Client
 from nap_runtime.service.local import LocalServer
 
-# One cluster at a time: with pytest-xdist this wants --dist loadgroup (or loadfile).
-pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("ray")]
+# One cluster at a time: with pytest-xdist this wants --dist loadfile.
+pytestmark = pytest.mark.timeout(240)
 LONG = DecodeConfig(paths=3, path_tokens=60, summary_tokens=4, control_every=2, temperature=1.0, eos_weight=0.0)
 PROMPTS = ("one two", "two one")
 LIVENESS = 3.0

@@ -23,8 +23,8 @@ from nap_runtime.models.loading import load_weights, read_card
 from nap_runtime.models.shapes import make_model_dir
 from nap_runtime.worker import Report
 
-# One cluster at a time: with pytest-xdist this wants --dist loadgroup (or loadfile).
-pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("ray")]
+# One cluster at a time: with pytest-xdist this wants --dist loadfile.
+pytestmark = pytest.mark.timeout(240)
 WORKERS = 3
 JOBS = [DecodeJob(question=question, index=index) for index, question in enumerate(("one two", "six ten"))]
 LIVENESS = 3.0

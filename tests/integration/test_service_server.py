@@ -20,7 +20,6 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from nap_runtime import api
-from nap_runtime.cli.app import main
 from nap_runtime.errors import (
     BusyError,
     JobFailedError,
@@ -435,14 +434,12 @@ def test_what_cannot_serve_ends_with_one_line(tmp_path: Path, model_dir: Path) -
 
 
 @pytest.fixture
-def nap(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+def nap(nap: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """`(address, *words)` → exit code, stdout and stderr of a command in this process."""
 
     def run(address: str, *words: str) -> tuple[int, str, str]:
         monkeypatch.setenv("NAP_SERVER", address)
-        capsys.readouterr()
-        code = main(list(words))
-        return (code, *capsys.readouterr())
+        return nap(*words)  # type: ignore[no-any-return]
 
     return run
 

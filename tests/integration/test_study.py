@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -50,23 +50,7 @@ sweeps:
 """
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Nap = Callable[..., Ran]
-
-
-@pytest.fixture
-def nap(capsys: pytest.CaptureFixture[str]) -> Nap:
-    def run(*argv: object) -> Ran:
-        capsys.readouterr()
-        code = main([str(word) for word in argv])
-        return Ran(code, *capsys.readouterr())
-
-    return run
+Nap = Callable[..., Any]
 
 
 def make_small(folder: Path, seed: int = 1) -> Path:

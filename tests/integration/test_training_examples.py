@@ -195,7 +195,6 @@ def free_port() -> int:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.xdist_group("ray")
 def test_a_ray_job_ends_with_a_lost_rank_and_goes_on(tmp_path: Path) -> None:
     """Two ranks on a cluster: one is killed, the job says so; run again it ends where an undisturbed run ends."""
     changes = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -142,11 +142,7 @@ def _paper_tables(results: Results, pictures: list[str]) -> Iterator[str]:
     yield from tables.accuracy_by_steps(results)
     yield ""
     yield from _picture(pictures, "accuracy-by-steps", "Accuracy and ARness by tokens a step")
-    for per_step in (k for k in (4, 1) if k in results.numbers):
-        yield f"Every training by itself, {_a_step(per_step)}:"
-        yield ""
-        yield from tables.by_seed(results, per_step)
-        yield ""
+    yield from _each(results, (4, 1), "Every training by itself, {}:", tables.by_seed)
     yield "## Table 4: data and decoding"
     yield ""
     yield "NAP's canvas for all, end-of-text last, first seed, order problems. The paper's base is a pretrained model;"
@@ -166,6 +162,23 @@ def _paper_tables(results: Results, pictures: list[str]) -> Iterator[str]:
     yield from _picture(pictures, "decoding-order", "When each slot is committed (the paper's Figure 1)")
 
 
+def _each(
+    results: Results,
+    per_step: Iterable[int],
+    caption: str,
+    rows: Callable[[Results, int], Iterable[str]],
+    *,
+    decoded: bool = True,
+) -> Iterator[str]:
+    """A caption and a table for each number of tokens a step; with `decoded` only for those of the test decodes."""
+    for number in per_step:
+        if number in results.numbers or not decoded:
+            yield caption.format(_a_step(number))
+            yield ""
+            yield from rows(results, number)
+            yield ""
+
+
 def _picture(pictures: list[str], name: str, title: str) -> Iterator[str]:
     found = [picture for picture in pictures if Path(picture).stem == name]
     yield from (f"![{title}]({picture})" for picture in found)
@@ -177,28 +190,16 @@ def _picture(pictures: list[str], name: str, title: str) -> Iterator[str]:
 def _beyond(results: Results, pictures: list[str]) -> Iterator[str]:
     yield "## Paths, votes, summary"
     yield ""
-    for per_step in (k for k in (1, 4) if k in results.numbers):
-        yield f"{_a_step(per_step)}, test problems, means over seeds. Exploratory."
-        yield ""
-        yield from tables.paths_and_votes(results, per_step)
-        yield ""
+    yield from _each(results, (1, 4), "{}, test problems, means over seeds. Exploratory.", tables.paths_and_votes)
     yield "## By depth"
     yield ""
-    for per_step in (k for k in (1, 4) if k in results.numbers):
-        yield f"{_a_step(per_step)}, seeds pooled. Exploratory."
-        yield ""
-        yield from tables.by_depth(results, per_step)
-        yield ""
+    yield from _each(results, (1, 4), "{}, seeds pooled. Exploratory.", tables.by_depth)
     yield from _picture(pictures, "accuracy-by-depth", "Accuracy by depth")
     yield "## Every reading of ARness"
     yield ""
     yield "Order settings, first seed. Layout null: every path strictly left to right on the schedule as it went."
-    for number in sorted(results.study.order_per_step):
-        yield ""
-        yield f"{_a_step(number)}:"
-        yield ""
-        yield from tables.every_reading(results, number)
     yield ""
+    yield from _each(results, sorted(results.study.order_per_step), "{}:", tables.every_reading, decoded=False)
 
 
 def _costs(results: Results) -> Iterator[str]:
