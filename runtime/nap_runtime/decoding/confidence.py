@@ -55,9 +55,17 @@ def top_gap(logits_BSV: Tensor) -> Tensor:
 def _log_prob(logits_BSV: Tensor, ids_BS: Tensor) -> Tensor:
     """log p(id) = −softplus(lse(others) − l(id)): exact where p is within rounding of 1."""
     chosen_BS1 = ids_BS.unsqueeze(-1)
-    others_BS = logits_BSV.scatter(-1, chosen_BS1, -torch.inf).logsumexp(-1)
+    others_BS = _without(logits_BSV, chosen_BS1).logsumexp(-1)
     gap_BS = others_BS - logits_BSV.gather(-1, chosen_BS1).squeeze(-1)
     return -torch.where(gap_BS > 0, gap_BS + F.softplus(-gap_BS), torch.log1p(gap_BS.exp())).clamp_max(-LOWEST)
+
+
+def _without(logits_BSV: Tensor, chosen_BS1: Tensor) -> Tensor:
+    """The logits with −∞ at the chosen ids; compiled, it is no copy but a part of what reads it."""
+    if torch.compiler.is_compiling():
+        ids_V = torch.arange(logits_BSV.shape[-1], device=logits_BSV.device)
+        return torch.where(ids_V == chosen_BS1, -torch.inf, logits_BSV)
+    return logits_BSV.scatter(-1, chosen_BS1, -torch.inf)
 
 
 def weigh_ends(scores_BS: Tensor, ids_BS: Tensor, end_ids_E: Tensor, weight: float) -> Tensor:

@@ -34,7 +34,10 @@ def _mul_hi_lo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+Word = int | Tensor
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Word, Word]) -> tuple[Tensor, ...]:
     """Four 32-bit words per counter, as int64 tensors of the counters' broadcast shape."""
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     k0, k1 = key
@@ -46,9 +49,13 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, *, ids: Tensor, positions: Tensor, step: int, purpose: Purpose) -> Tensor:
-    """float64 numbers in (0, 1) of the broadcast shape of `ids` and `positions`, from 52 bits each."""
-    step_, purpose_ = (positions.new_full((), v) for v in (step, int(purpose)))
+def uniform(seed: int | Tensor, *, ids: Tensor, positions: Tensor, step: int | Tensor, purpose: Purpose) -> Tensor:
+    """float64 numbers in (0, 1) of the broadcast shape of `ids` and `positions`, from 52 bits each.
+
+    `step` and `seed` may stand on the device (int64 []), so that a captured step can be run again as another one.
+    """
+    step_ = step if isinstance(step, Tensor) else positions.new_full((), step)
+    purpose_ = positions.new_full((), int(purpose))
     high, low, *_ = philox4x32((ids, positions, step_, purpose_), (seed & _LOW, seed >> 32 & _LOW))
     bits = ((high << 32) | low) >> 12 & ((1 << 52) - 1)
     return (bits.double() + 0.5) * 2.0**-52  # never 0, nor rounded to 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -49,12 +49,44 @@ class Beside:
 
 
 @dataclass(slots=True)
+class Traffic:
+    """Bytes that a captured step sends each time."""
+
+    payload_bytes: int = 0
+    wire_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a worker has computed of a batch so far, as whoever watches over a group sees it.
+
+    Attributes:
+        steps, rows, seconds: forwards that are over, their rows, and their seconds without exchanges. The first forward
+            over some number of rows is left out: it may compile, or warm up.
+        current: seconds of the forward under way, without exchanges, where the host computes it (on a GPU 0); a first
+            one counts as 0.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    current: float = 0.0
+
+
+@dataclass(slots=True)
 class _StepSpan:
     start: Mark
     recompute_share: float
     waits_before: int
+    rows: int = 0
+    first: bool = False
     stop: Mark | None = None
     waits_after: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether it has been computed, on a GPU too."""
+        return self.stop is not None and (isinstance(self.stop, float) or self.stop.query())
 
 
 @dataclass(slots=True)
@@ -74,16 +106,25 @@ class Wire:
     _steps: list[_StepSpan] = field(default_factory=list)
     _first_commit: Mark | None = None
     _began: Mark = field(init=False)
+    _capturing: bool = False
+    _waiting_since: Mark | None = None
+    _rows_seen: set[int] = field(default_factory=set)
+    _paced: int = 0
+    _pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:
         self._began = self.clock.mark()
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
-        """Time an exchange as blocked, its packing and unpacking included."""
-        start = self.clock.mark()
+        """Time an exchange as blocked, its packing and unpacking included; not inside a captured step."""
+        if self._capturing:
+            yield
+            return
+        start = self._waiting_since = self.clock.mark()
         yield
         self._waits.append((start, self.clock.mark()))
+        self._waiting_since = None
 
     def all_gather(self, out: Tensor, inp: Tensor, *, payload_bytes: int) -> None:
         """Gather, and count: padding goes over the wire but is no payload. Call it while `exchanging`."""
@@ -100,22 +141,63 @@ class Wire:
         self._beside.append((gather.began, self.clock.mark()))
         gather.pending.wait()
 
+    @contextmanager
+    def capturing(self) -> Iterator[Traffic]:
+        """While a step is captured nothing travels: what it will send at each replay is told and not counted."""
+        before, traffic = (self.payload_bytes, self.wire_bytes), Traffic()
+        self._capturing = True
+        try:
+            yield traffic
+        finally:
+            self._capturing = False
+            traffic.payload_bytes, traffic.wire_bytes = self.payload_bytes - before[0], self.wire_bytes - before[1]
+            self.payload_bytes, self.wire_bytes = before
+
+    def replayed(self, traffic: Traffic) -> None:
+        """Count a replay's."""
+        self.payload_bytes += traffic.payload_bytes
+        self.wire_bytes += traffic.wire_bytes
+
     def _count(self, inp: Tensor, payload_bytes: int) -> None:
         self.payload_bytes += payload_bytes if self.comm.world > 1 else 0
         self.wire_bytes += (self.comm.world - 1) * inp.nbytes
 
-    def begin_step(self, *, rows: int, extra_rows: int) -> None:
-        """A forward over `rows` rows begins, `extra_rows` of them for a sync's or refresh's sake."""
-        self.forwards += 1
+    def begin_step(self, *, rows: int, extra_rows: int, steps: int = 1) -> None:
+        """A forward over `rows` rows begins, `extra_rows` of them for a sync's or refresh's sake; or `steps` in one."""
+        self.forwards += steps
         self.rows_computed += rows
         self.rows_recomputed += extra_rows
-        self._steps.append(_StepSpan(self.clock.mark(), extra_rows / max(rows, 1), len(self._waits)))
+        first, share = rows not in self._rows_seen, extra_rows / max(rows, 1)
+        self._rows_seen.add(rows)
+        self._steps.append(_StepSpan(self.clock.mark(), share, len(self._waits), rows=rows, first=first))
 
     def end_step(self, *, committed: bool) -> None:
         """The step is done."""
         self._steps[-1].stop, self._steps[-1].waits_after = self.clock.mark(), len(self._waits)
         if committed and self._first_commit is None:
             self._first_commit = self._steps[-1].stop
+
+    def pace(self) -> Pace:
+        """What has been computed so far; one other thread may ask, at any time."""
+        while self._paced < len(self._steps) and (span := self._steps[self._paced]).over:
+            self._paced += 1
+            if not span.first:
+                known, seconds = self._pace, self._computing(span)
+                self._pace = Pace(known.steps + 1, known.rows + span.rows, known.seconds + seconds)
+        return replace(self._pace, current=self._current())
+
+    def _computing(self, span: _StepSpan) -> float:
+        assert span.stop is not None
+        waits = self._waits[span.waits_before : span.waits_after]
+        return Clock.seconds(span.start, span.stop) - sum(Clock.seconds(*wait) for wait in waits)
+
+    def _current(self) -> float:
+        span = self._steps[-1] if self._steps else None
+        if span is None or span.first or span.stop is not None or not isinstance(span.start, float):
+            return 0.0
+        waiting, now = self._waiting_since, time.perf_counter()
+        waited = sum(Clock.seconds(*wait) for wait in self._waits[span.waits_before :])
+        return max(now - span.start - waited - (now - waiting if isinstance(waiting, float) else 0.0), 0.0)
 
     def meters(self) -> WorkerMeters:
         """The totals. On a GPU this waits for the stream."""

@@ -12,7 +12,8 @@ import torch
 from nap_runtime.distributed.comm import Communicator, Solo, ThreadGroup
 from nap_runtime.errors import NapError, WorkerError
 from nap_runtime.executor.base import WorkerPlace
-from nap_runtime.worker import BlockWorker, Denoiser, Outcome, Report, Task
+from nap_runtime.models.compiled import EAGER_STEP, CompileOptions
+from nap_runtime.worker import BlockWorker, Denoiser, Outcome, Report, Task, prepare
 
 
 class InlineExecutor:
@@ -22,13 +23,25 @@ class InlineExecutor:
         denoiser: the network; all simulated workers share its weights.
         workers: W; more than one simulates a group, with the ids of real workers.
         dtype, device: of the K/V store, the denoiser's own.
+        compiling: how steps are carried out.
+
+    Raises:
+        UsageError: steps cannot be carried out so on this device, or by simulated workers.
     """
 
     def __init__(
-        self, denoiser: Denoiser, *, workers: int = 1, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        denoiser: Denoiser,
+        *,
+        workers: int = 1,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        compiling: CompileOptions = EAGER_STEP,
     ) -> None:
-        self.workers = workers
-        self._denoiser, self._dtype, self._device = denoiser, dtype, torch.device(device)
+        self.workers, self._compiling = workers, compiling
+        self._dtype, self._device = dtype, torch.device(device)
+        compiling.check(self._device, simulated=workers > 1)
+        self._denoiser = prepare(denoiser, compiling)
 
     @property
     def places(self) -> tuple[WorkerPlace, ...]:
@@ -50,7 +63,7 @@ class InlineExecutor:
         """There is nothing to replace: the workers live and die with this process."""
 
     def _worker(self, comm: Communicator) -> BlockWorker:
-        return BlockWorker(self._denoiser, comm, dtype=self._dtype, device=self._device)
+        return BlockWorker(self._denoiser, comm, dtype=self._dtype, device=self._device, compiling=self._compiling)
 
     def close(self) -> None:
         """Nothing to stop."""

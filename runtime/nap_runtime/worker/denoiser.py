@@ -6,8 +6,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from nap_runtime.models.compiled import CompiledDenoiser, CompileOptions
 from nap_runtime.models.config import ModelConfig
-from nap_runtime.models.transformer import Attend
+from nap_runtime.models.transformer import Attend, DiffusionTransformer
 
 
 class Denoiser(Protocol):
@@ -22,3 +23,10 @@ class Denoiser(Protocol):
     def logits(self, hidden_BRD: Tensor) -> Tensor:
         """Scores over the vocabulary, [B, R, V]."""
         ...
+
+
+def prepare(denoiser: Denoiser, options: CompileOptions) -> Denoiser:
+    """The denoiser as steps of these options run it. Make it once: it keeps what was compiled."""
+    if options.mode == "none" or not isinstance(denoiser, DiffusionTransformer):
+        return denoiser
+    return CompiledDenoiser(denoiser, options)

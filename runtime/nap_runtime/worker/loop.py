@@ -6,107 +6,59 @@ Nothing in a step waits for the device; reports and control words go beside it, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from nap_runtime.decoding.given import given_to
-from nap_runtime.decoding.layout import CanvasLayout, Ids
 from nap_runtime.decoding.machine import (
     Arrive,
     Control,
     Coordination,
     Finish,
     Layerwise,
-    Plan,
     Rows,
     Step,
     Summarise,
     Sync,
 )
-from nap_runtime.decoding.meters import WorkerMeters
-from nap_runtime.decoding.record import CanvasDelta, SyncEvent
+from nap_runtime.decoding.record import SyncEvent
 from nap_runtime.decoding.state import CanvasState, Kind
 from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge_flags
 from nap_runtime.distributed.exchange import TOKEN_BYTES
 from nap_runtime.distributed.wire import Beside, Clock, Wire
+from nap_runtime.models.compiled import EAGER_STEP, CompileOptions
 from nap_runtime.worker.denoiser import Denoiser as Denoiser
 from nap_runtime.worker.padding import Padding, in_columns, padded_ids
 from nap_runtime.worker.reporting import Report, Reporter
 from nap_runtime.worker.resources import Resources
 from nap_runtime.worker.selection import Selector
 from nap_runtime.worker.settling import Settling
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """A batch of canvases of one layout: what a worker is given once per batch.
-
-    Prompts may be shorter than the layout's (`worker/padding.py`). Reports, `resume` and `given` go by each canvas's own
-    positions, as if it stood alone.
-
-    A worker reports every R steps of the config, and every `report_every` steps too where that is given, for a view
-    that follows closely; nothing else depends on it. `report_early` asks for one after the first commits too.
-    `resume` begins in the middle of a decode that lost a worker. `given[canvas]` are tokens that paths get at step 0,
-    whatever the network says: fills of path slots, each by the worker that has the path (`decoding/given.py`). From
-    there on they travel as commits do.
-    """
-
-    plan: Plan
-    prompts: tuple[tuple[int, ...], ...]
-    report_every: int | None = None
-    report_early: bool = False
-    resume: Resume | None = None
-    given: tuple[tuple[CanvasDelta, ...], ...] = ()
-
-    @property
-    def pads(self) -> tuple[int, ...]:
-        """Columns before each canvas's first token."""
-        return tuple(self.plan.layout.prompt_tokens - len(prompt) for prompt in self.prompts)
-
-    def layout_of(self, canvas: int) -> CanvasLayout:
-        """The layout of a canvas by itself."""
-        return replace(self.plan.layout, prompt_tokens=len(self.prompts[canvas]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resume:
-    """Where a decode goes on: every commit of the steps before `step`, `deltas[canvas]`."""
-
-    step: int
-    deltas: tuple[tuple[CanvasDelta, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a worker ended.
-
-    Attributes:
-        slots, ids: the slots this worker answers for, by column, and their ids at the end, [S] and [B, S].
-        step, committed: the step at which each of them got its id (−1: never), and whether it was committed and not
-            filled, [B, S]. With `ids` they hold all that the deltas say of the order.
-        events: syncs it saw; equal on all workers up to where they part.
-    """
-
-    worker: int
-    slots: Ids
-    ids: Ids
-    step: Ids
-    committed: npt.NDArray[np.bool_]
-    meters: WorkerMeters
-    forwards: tuple[int, ...]
-    events: tuple[SyncEvent, ...]
-    cancelled: bool
+from nap_runtime.worker.stepping import DeviceSteps, Due, StepGraphs, Stepper
+from nap_runtime.worker.task import Outcome, Task
+from nap_runtime.worker.task import Resume as Resume
 
 
 class BlockWorker:
-    """A denoiser on one device, in a group. Kept warm between tasks."""
+    """A denoiser on one device, in a group. Kept warm between tasks.
 
-    def __init__(self, denoiser: Denoiser, comm: Communicator, *, dtype: torch.dtype, device: torch.device) -> None:
+    Args:
+        compiling: how steps are carried out; the denoiser is compiled already (`worker.denoiser.prepare`).
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        comm: Communicator,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        compiling: CompileOptions = EAGER_STEP,
+    ) -> None:
         self.denoiser, self.comm, self.dtype, self.device = denoiser, comm, dtype, device
+        self.compiling = compiling
         self.steps = 0  # instructions obeyed, over all batches: whoever watches sees whether it grows
 
     def run(
@@ -168,7 +120,7 @@ class _Run:
         self._settling = self._watch_summary(len(task.prompts))
         self.reporter.settling = self._settling
         self._given_up = [0] * len(task.prompts)  # canvases whose summary has settled
-        self.forwards: list[int] = []
+        self.stepper = self._make_stepper(worker.compiling)
         self._told_forwards = self._told_events = 0
         self._paths = self.plan.assignment.paths_of(self.rank)
         self._own_rows = len(self.plan.assignment.own_rows(self.layout, self.rank))
@@ -184,6 +136,16 @@ class _Run:
         self._given = given_to(self.rank, given, over_canvas=bool(task.plan.schedule.canvas))
         self._beside: Beside | None = None  # an exchange under way beside the steps
 
+    def _make_stepper(self, compiling: CompileOptions) -> Stepper:
+        plan, parts = self.plan, (self.denoiser, self.resources)
+        if compiling.mode == "none":
+            return Stepper(*parts, self.wire, by_hand=self._commit)
+        steps = DeviceSteps(plan, *parts, self.state, rank=self.rank, options=compiling)
+        graphs = StepGraphs(self.wire) if compiling.mode == "graph" else None
+        return Stepper(
+            *parts, self.wire, by_hand=self._commit, device_steps=steps, graphs=graphs, unroll=compiling.unroll
+        )
+
     def _watch_summary(self, batch: int) -> Settling | None:
         settle, device = self.config.sync.settle, self.state.ids.device
         if settle is None:
@@ -196,7 +158,10 @@ class _Run:
         """Carry out one instruction. False: this worker's part is over."""
         if isinstance(todo, Step):
             self._do_step(todo)
-        elif isinstance(todo, Sync):
+            return True
+        if self.wire.comm.world > 1 or isinstance(todo, Summarise):
+            self.stepper.flush()
+        if isinstance(todo, Sync):
             self._do_sync(todo)
         elif isinstance(todo, Arrive):
             self._do_arrive(todo)
@@ -247,12 +212,15 @@ class _Run:
         computed, views = self.resources.computed(step), self.resources.views
         n_rows = computed.rows.shape[-1]
         self.wire.syncs += self._talks(step)
-        self.wire.begin_step(rows=views * n_rows, extra_rows=views * self._extra_rows(step, n_rows))
-        self.forwards.append(step.step)
-        ids_BR = self.resources.inputs(computed.rows)
-        hidden_BRD = self.denoiser.forward_rows(ids_BR, computed.positions, computed.attend)
-        self._dirty = self._commit(step, quotas, hidden_BRD)
-        self.wire.end_step(committed=bool(quotas) or step.canvas is not None)
+        due = Due(
+            step=step,
+            quotas=quotas,
+            computed=computed,
+            rows=views * n_rows,
+            extra_rows=views * self._extra_rows(step, n_rows),
+            alone=step.step == 0 and bool(self._given),
+        )
+        self._dirty = self.stepper.add(due)
 
     def _commit(self, step: Step, quotas: dict[int, int], hidden_BRD: Tensor) -> bool:
         """Commit what is due; whether a row may have changed by it."""
@@ -327,9 +295,14 @@ class _Run:
         step, period = self.machine.step, self.config.reports_every
         if not self.machine.between_steps or step == self.reporter.step:
             return None
+        due = step % period == 0 or step % self._report_every == 0 or step in self._report_early
+        if due:
+            self.stepper.flush()
+        elif self.stepper.waits:
+            return None  # nobody asks, and reading a report would wait for the device
         self.reporter.collect()
         word = self._control_word(step, as_of=step - period) if step % period == 0 else None
-        if step % period == 0 or step % self._report_every == 0 or step in self._report_early:
+        if due:
             self.reporter.report(step)
         return word
 
@@ -359,7 +332,7 @@ class _Run:
     def _hand_on(self, report: Report) -> None:
         """A report with what the worker did since its last one."""
         assert self._on_report is not None
-        forwards = tuple(step for step in self.forwards[self._told_forwards :] if step < report.step)
+        forwards = tuple(step for step in self.stepper.forwards[self._told_forwards :] if step < report.step)
         self._told_forwards += len(forwards)
         events: tuple[SyncEvent, ...] = ()
         if self.rank == 0:
@@ -369,6 +342,7 @@ class _Run:
 
     def finish(self, *, cancelled: bool) -> Outcome:
         """The last report, and the totals."""
+        self.stepper.flush()
         self._drop()
         if self._pending is not None:
             self._pending.wait()
@@ -383,7 +357,7 @@ class _Run:
             step=state.step[:, at].cpu().numpy(),
             committed=(state.kind[:, at] == int(Kind.COMMIT)).cpu().numpy(),
             meters=self.wire.meters(),
-            forwards=tuple(self.forwards),
+            forwards=tuple(self.stepper.forwards),
             events=tuple(self.machine.events),
             cancelled=cancelled,
         )
