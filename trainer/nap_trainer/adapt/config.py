@@ -48,6 +48,7 @@ class AdaptConfig(Section):
         head_chunk: rows that go through the vocabulary's head at once.
         states: keep training state at every point, so that an interrupted arm goes on from there and not from its
             start (12 bytes a weight and arm on disk).
+        models: keep every arm's model at the last point, for `nap decode --model`.
         held_batch: canvases of one forward of the held-out loss.
     """
 
@@ -63,6 +64,7 @@ class AdaptConfig(Section):
     compile: bool = False
     head_chunk: PositiveInt = 16384
     states: bool = False
+    models: bool = False
     held_batch: PositiveInt = 64
     decode: DecodeSection = Field(default_factory=DecodeSection)
     objective: ObjectiveSection = Field(default_factory=lambda: ObjectiveSection(weighting="constant"))

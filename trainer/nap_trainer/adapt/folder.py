@@ -5,6 +5,7 @@ data.npz, tokenizer/      copies, so that a report needs the folder alone
 points/ARM-sSTEP.json     a measured point: losses and seconds     points/ARM-sSTEP-kK.npz   ids and order of a decode
 ledger.jsonl              seconds of every unit, as they were spent
 states/ARM/               training state, where it is kept
+models/ARM/               the model at the last point, where it is kept
 """
 
 from __future__ import annotations
@@ -90,6 +91,10 @@ class RunFolder:
     def state(self, arm: str) -> Path:
         """Where an arm keeps its training state and log."""
         return self.root / "states" / arm
+
+    def model(self, arm: str) -> Path:
+        """Where an arm's last model lies."""
+        return self.root / "models" / arm
 
     # -- points -----------------------------------------------------------------------------------------------------
 

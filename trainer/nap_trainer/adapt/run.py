@@ -128,6 +128,8 @@ class Driver:
         self.folder.write_point(arm.name, point, {**note, "train_loss": loss, "seconds": seconds}, decodes)
         if self.config.states and steps:
             trainer.save()
+        if self.config.models and point == self.config.steps:
+            trainer.export(self.folder.model(arm.name))
         self.folder.log(arm=arm.name, step=point, steps=steps, **{k: round(v, 3) for k, v in seconds.items()})
         self.budget.learn(steps=steps, **seconds)
         text = f"loss {note['held_loss']['text']:.3f} ({seconds['training']:.1f} s + {seconds['measuring']:.1f} s)"

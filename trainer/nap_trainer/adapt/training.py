@@ -49,6 +49,10 @@ class ArmTrainer(Protocol):
         """Keep the state for `resume`, replacing the one before only when it is whole."""
         ...
 
+    def export(self, out: Path) -> None:
+        """Write the model as it is now, for `nap decode --model`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSetup:
@@ -168,6 +172,12 @@ class LoopTrainer:
         """See `ArmTrainer`."""
         trainer = self._trainer
         trainer.engine.save(trainer.checkpoints, step=trainer.step_done, client={}, keep=1)
+
+    def export(self, out: Path) -> None:
+        """See `ArmTrainer`."""
+        from nap_trainer.export import export_model
+
+        export_model(self._trainer.engine, self._trainer.prepared.card, self._trainer.settings, out)
 
 
 def widened(batch: HostBatch, n: int) -> HostBatch:
