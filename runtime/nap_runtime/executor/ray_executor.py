@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from nap_runtime.distributed.torch_group import GroupAddress
 from nap_runtime.errors import NapError, UsageError, WorkerError, WorkerLostError
 from nap_runtime.executor.base import Repair, WorkerPlace
+from nap_runtime.executor.interfaces import use_interface_of
 from nap_runtime.executor.process import Setup, WorkerProcess
 from nap_runtime.executor.ray_cluster import ClusterOptions as ClusterOptions
 from nap_runtime.executor.ray_cluster import connect, cpu_share, interrupts_wait, ray_errors, unanswered
@@ -37,6 +38,11 @@ class _Actor(WorkerProcess):
     def bind(self) -> GroupAddress:
         """Rank 0: open the group at this node's address."""
         return self.open_group(ray.util.get_node_ip_address())
+
+    def join(self, address: GroupAddress, rank: int, world: int) -> WorkerPlace:
+        """See `WorkerProcess.join`; over the network that Ray uses."""
+        use_interface_of(ray.util.get_node_ip_address())
+        return super().join(address, rank, world)
 
 
 @dataclass(slots=True)

@@ -122,9 +122,6 @@ class Cluster:
         for key in ("host_key", "id_ed25519"):
             line = [find("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(self._folder / key)]
             subprocess.run(line, check=True, stdin=subprocess.DEVNULL)
-        numbers = range(MOST)
-        names = "".join(f"10.77.0.{number + 1} node{number}\n" for number in numbers)
-        (self._folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         (self._folder / "sshd_config").write_text(_SSHD.format(folder=self._folder))
         (self._folder / "profile.d").mkdir()
         login = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self._env.items())
@@ -137,8 +134,11 @@ class Cluster:
         (folder / "tmp").chmod(0o1777)
         self._write_home(folder / "home")
         (folder / "hostname").write_text(f"{name}\n")
-        shared = {"/etc/hosts": self._folder / "hosts", "/etc/profile.d": self._folder / "profile.d"}
-        etc = {**shared, "/etc/hostname": folder / "hostname"}
+        # As Debian and Ubuntu have it: a host's own name is not the address that others reach.
+        others = "".join(f"10.77.0.{at + 1} node{at}\n" for at in range(MOST) if name != f"node{at}")
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n{others}")
+        own = {"/etc/hosts": folder / "hosts", "/etc/hostname": folder / "hostname"}
+        etc = {**own, "/etc/profile.d": self._folder / "profile.d"}
         sshd = [find("sshd"), "-D", "-f", str(self._folder / "sshd_config"), "-E", str(folder / "sshd.log")]
         hidden = [Path("/tmp"), HOME]
         visible = [path for path in self._visible if any(path.is_relative_to(top) for top in hidden)]
