@@ -65,7 +65,7 @@ def run(*moments: Moment) -> Any:
     work = Work.of(TINY)
     counts = replace(work.counts, moments=moments)
     machine = Machine(device=DEVICES["cpu"], link=Link(latency=1.0, bandwidth=1e9, start=0.25))
-    return Clockwork(work.scenario, work.model, counts, work.canvas, work.steps).on(machine)
+    return Clockwork(work.plan, work.model, counts, work.item_bytes).on(machine)
 
 
 def rows(*numbers: int, **more: Any) -> Moment:

@@ -136,6 +136,8 @@ class _Walk:
     dirty: list[bool] = field(default_factory=list)
     syncs: list[int] = field(default_factory=list)
     alone: bool = False  # only the lead is left
+    sizes: dict[tuple[Rows, int], int] = field(default_factory=dict)
+    parts: list[set[int]] = field(default_factory=list)
 
     @property
     def world(self) -> int:
@@ -189,7 +191,7 @@ class _Walk:
         quotas = self._quotas(step, worker)
         if self._may_skip(step, worker, quotas):
             return None
-        rows = len(rows_of(step.rows, self.plan.layout, self.plan.assignment, worker))
+        rows = self._rows(step.rows, worker)
         extra = self._extra_rows(step, worker, rows)
         forward = Forward(
             step=step.step, rows=self.views * rows, extra_rows=self.views * extra, scored=self._scored(step, worker)
@@ -197,6 +199,12 @@ class _Walk:
         self.committed[worker] += sum(quotas)
         self.dirty[worker] = self._dirties(step, worker, quotas)
         return forward
+
+    def _rows(self, rows: Rows, worker: int) -> int:
+        """How many rows; steps ask for the same ones again and again."""
+        if (rows, worker) not in self.sizes:
+            self.sizes[rows, worker] = len(rows_of(rows, self.plan.layout, self.plan.assignment, worker))
+        return self.sizes[rows, worker]
 
     def _quotas(self, step: Step, worker: int) -> list[int]:
         if step.paths is None:
@@ -230,7 +238,7 @@ class _Walk:
             return 0
         due = step.summary is not None and layout.summary is not None
         needed = len(layout.summary.rows) if due and layout.summary else None
-        own = len(self.plan.assignment.own_rows(layout, worker))
+        own = self._rows(Rows.OWN, worker)
         return max(rows - (own if needed is None else needed), 0)
 
     def _scored(self, step: Step, worker: int) -> int:
@@ -256,6 +264,10 @@ class _Walk:
 
     def _partition(self) -> list[set[int]]:
         """Which slots each worker answers for, as `Resources.partition`."""
+        self.parts = self.parts or self._parted()
+        return self.parts
+
+    def _parted(self) -> list[set[int]]:
         layout, assignment = self.plan.layout, self.plan.assignment
         parts = [
             {slot for path in assignment.paths_of(w) for slot in layout.paths[path].slots} for w in range(self.world)
@@ -310,7 +322,7 @@ class _Walk:
         )
 
     def _keys(self, step: Step) -> Exchange:
-        rows = [len(rows_of(step.rows, self.plan.layout, self.plan.assignment, w)) for w in range(self.world)]
+        rows = [self._rows(step.rows, worker) for worker in range(self.world)]
         row, layers = 2 * self._row_bytes(self.model.n_kv_heads, self.item), self.model.n_layers
         return Exchange(
             step=step.step,

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+from nap_runtime.decoding.machine import Plan
 from nap_runtime.errors import UsageError
 from nap_runtime.models.config import ModelConfig
-from nap_runtime.study.cost.counts import Counts, Forward, count
+from nap_runtime.study.cost.counts import Counts, Forward, Moment, count
 from nap_runtime.study.cost.scenario import ITEM_BYTES, Scenario
 from nap_runtime.values import known_keys, number
 
@@ -167,52 +168,82 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A scenario with its counts, which do not depend on the machine."""
+    """A decode with its counts, which do not depend on the machine.
 
-    scenario: Scenario
+    Attributes:
+        item_bytes: of a weight, key or value.
+        batch: canvases decoded together.
+        threads: of each worker, which share the compute of a CPU.
+    """
+
+    plan: Plan
     model: ModelConfig
     counts: Counts
-    canvas: int
-    steps: int
+    item_bytes: int
+    batch: int = 1
+    threads: int = 1
 
     @classmethod
     def of(cls, scenario: Scenario) -> Work:
-        """Count.
+        """Count a scenario.
 
         Raises:
             UsageError: the scenario does not fit together.
         """
-        plan, model = scenario.plan, scenario.model
-        counts = count(plan, model, item_bytes=ITEM_BYTES[scenario.dtype], batch=scenario.batch)
-        return cls(scenario, model, counts, plan.layout.size, plan.schedule.steps)
+        item = ITEM_BYTES[scenario.dtype]
+        return cls.of_plan(scenario.plan, scenario.model, item, batch=scenario.batch, threads=scenario.threads)
+
+    @classmethod
+    def of_plan(cls, plan: Plan, model: ModelConfig, item_bytes: int, *, batch: int = 1, threads: int = 1) -> Work:
+        """Count a plan.
+
+        Raises:
+            UsageError: the plan's steps are not known beforehand, or it has a cache.
+        """
+        counts = count(plan, model, item_bytes=item_bytes, batch=batch)
+        return cls(plan, model, counts, item_bytes, batch, threads)
+
+    @property
+    def canvas(self) -> int:
+        """Positions of a canvas."""
+        return self.plan.layout.size
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.plan.schedule.steps
+
+    def without_syncs(self) -> Work:
+        """The same with every exchange, and every row that only a sync asks for, taken out."""
+        moments = tuple(Moment(forwards=tuple(map(_bare, moment.forwards))) for moment in self.counts.moments)
+        return replace(self, counts=replace(self.counts, moments=moments))
 
     def forward_seconds(self, forward: Forward, device: Device) -> float:
         """One run of the network."""
         flops, read = self.flops(forward), self.bytes_read(forward)
-        scored = forward.scored * self.scenario.batch * self.model.vocab_size
-        bound = max(flops / (device.flops * self.scenario.threads), read / device.memory)
+        scored = forward.scored * self.batch * self.model.vocab_size
+        bound = max(flops / (device.flops * self.threads), read / device.memory)
         return bound + self.model.n_layers * device.launch + device.forward + scored * device.score
 
     def flops(self, forward: Forward) -> float:
         """Multiplications and additions: layers, attention over the whole canvas, head."""
-        model, batch = self.model, self.scenario.batch
+        model, batch = self.model, self.batch
         attention = 4 * self.canvas * model.n_heads * model.head_dim
         rows = batch * forward.rows * model.n_layers * (2 * layer_weights(model) + attention)
         return float(rows + batch * forward.scored * 2 * model.vocab_size * model.d_model)
 
     def bytes_read(self, forward: Forward) -> float:
         """Weights of the layers and, where it is used, the head; keys and values of the canvas."""
-        model, item = self.model, ITEM_BYTES[self.scenario.dtype]
+        model, item = self.model, self.item_bytes
         weights = model.n_layers * layer_weights(model) + (model.vocab_size * model.d_model if forward.scored else 0)
-        return float(item * (weights + self.scenario.batch * self.canvas * model.kv_values_per_token))
+        return float(item * (weights + self.batch * self.canvas * model.kv_values_per_token))
 
     def on(self, machine: Machine) -> Prediction:
         """Follow every worker's clock."""
         clocks = _Clocks(self, machine)
         for moment in self.counts.moments:
             clocks.pass_by(moment)
-        counts, batch = self.counts, self.scenario.batch
-        scenario = self.scenario
+        counts = self.counts
         return Prediction(
             seconds=max(clocks.now),
             compute_seconds=max(clocks.computed),
@@ -223,8 +254,14 @@ class Work:
             extra_rows=sum(counts.extra_rows),
             payload_bytes=sum(counts.payload_bytes),
             wire_bytes=counts.wire_bytes * counts.workers,
-            tokens=batch * (scenario.paths * scenario.path_tokens + scenario.summary_tokens),
+            tokens=self.batch * len(self.plan.layout.slots),
         )
+
+
+def _bare(forward: Forward | None) -> Forward | None:
+    """A forward without what only a sync asks for; None where nothing is left."""
+    rows = 0 if forward is None else forward.rows - forward.extra_rows
+    return replace(forward, rows=rows, extra_rows=0) if forward is not None and rows else None
 
 
 def layer_weights(model: ModelConfig) -> int:
@@ -243,12 +280,13 @@ class _Clocks:
         self.now = [machine.link.start if n > 1 else 0.0] * n
         self.exchanged = 0.0
         self._ready = 0.0  # when the exchange that runs beside will be done
+        self._known: dict[tuple[int, int], float] = {}  # seconds of a forward, by rows and scored slots
 
     def pass_by(self, moment: Any) -> None:
         """Compute, then wait for each other."""
         for worker, forward in enumerate(moment.forwards):
             if forward is not None:
-                seconds = self._work.forward_seconds(forward, self._machine.device)
+                seconds = self._forward(forward)
                 self.now[worker] += seconds
                 self.computed[worker] += seconds
         if moment.arrives:
@@ -262,6 +300,12 @@ class _Clocks:
             self._ready = done
         else:
             self._wait_until(done)
+
+    def _forward(self, forward: Forward) -> float:
+        key = forward.rows, forward.scored
+        if key not in self._known:
+            self._known[key] = self._work.forward_seconds(forward, self._machine.device)
+        return self._known[key]
 
     def _wait_until(self, done: float) -> None:
         for worker, now in enumerate(self.now):
