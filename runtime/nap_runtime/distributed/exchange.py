@@ -113,12 +113,12 @@ class LayerKeys:
         """Exchange this layer's keys and values, then attend over the whole canvas."""
         with self._shares.wire.exchanging():
             mine = self._shares.mine
-            self._send[0, ..., : len(mine), :] = k_BGRE
-            self._send[1, ..., : len(mine), :] = v_BGRE
+            self._send[0, ..., : len(mine), :] = self._store.pack(k_BGRE)
+            self._send[1, ..., : len(mine), :] = self._store.pack(v_BGRE)
             self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
             for (k_peer, v_peer), rows in zip(self._recv, self._shares.rows, strict=True):
-                self._store.write(layer, rows, k_peer[..., : len(rows), :], v_peer[..., : len(rows), :])
-        return grouped_sdpa(q_BHRE, self._store.k_LBGNE[layer], self._store.v_LBGNE[layer], self._mask_RN)
+                self._store.put(layer, rows, k_peer[..., : len(rows), :], v_peer[..., : len(rows), :])
+        return grouped_sdpa(q_BHRE, *self._store.read(layer, q_BHRE.dtype), self._mask_RN)
 
 
 class Partials:
@@ -160,7 +160,7 @@ class Partials:
     def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
         """Store, attend locally for own rows, merge partial attention for shared rows."""
         self._store.write(layer, self._rows_R, k_BGRE, v_BGRE)
-        keys, values = self._store.k_LBGNE[layer], self._store.v_LBGNE[layer]
+        keys, values = self._store.read(layer, q_BHRE.dtype)
         out_BHRE = torch.empty_like(q_BHRE)
         if len(self._own_R):
             own = grouped_sdpa(q_BHRE.index_select(2, self._own_R), keys, values, self._mask_RN)

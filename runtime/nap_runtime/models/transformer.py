@@ -58,8 +58,20 @@ class KVStore:
 
     def write(self, layer: int, rows_R: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> None:
         """Overwrite the rows' keys and values of one layer in place (rows_R: int64 positions)."""
+        self.put(layer, rows_R, self.pack(k_BGRE), self.pack(v_BGRE))
+
+    def put(self, layer: int, rows_R: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> None:
+        """The same with keys and values as the store holds them: as `pack` gives them, or as a peer's store does."""
         self.k_LBGNE[layer].index_copy_(2, rows_R, k_BGRE)
         self.v_LBGNE[layer].index_copy_(2, rows_R, v_BGRE)
+
+    def pack(self, x_BGRE: Tensor) -> Tensor:
+        """Keys or values as the store holds them: here as they are."""
+        return x_BGRE
+
+    def read(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer in `dtype`, [B, G, N, E] each: here the store's own, whatever the dtype."""
+        return self.k_LBGNE[layer], self.v_LBGNE[layer]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # hashed by identity: torch.compile hashes it half-built

@@ -39,10 +39,11 @@ class ScatterAttention:
     def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
         """Store, then attend; returns o_BHRE."""
         keys, values = self.store.k_LBGNE[layer], self.store.v_LBGNE[layer]
+        k_BGRE, v_BGRE = self.store.pack(k_BGRE), self.store.pack(v_BGRE)
         at_BGRE = self.rows_BR[:, None, :, None].expand_as(k_BGRE)
         keys.scatter_(2, at_BGRE, k_BGRE)
         values.scatter_(2, at_BGRE, v_BGRE)
-        return grouped_sdpa(q_BHRE, keys, values, self.mask_B1RN)
+        return grouped_sdpa(q_BHRE, *self.store.read(layer, q_BHRE.dtype), self.mask_B1RN)
 
 
 def block_slots(slots: int, config: DecodeConfig, block: int) -> range:

@@ -20,7 +20,8 @@ from nap_runtime.distributed.exchange import CandidateExchange, KVExchange, Laye
 from nap_runtime.distributed.wire import Wire
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.config import ModelConfig
-from nap_runtime.models.transformer import Attend, KVStore
+from nap_runtime.models.quantised import PackedAttention, PackedStore, store_of
+from nap_runtime.models.transformer import Attend
 from nap_runtime.policy import CONSENSUS_TOP
 from nap_runtime.worker.caches import ScatterAttention, block_slots, changed_rows
 from nap_runtime.worker.padding import Padding
@@ -57,7 +58,7 @@ class Resources:
         plan: the decode; `model` the network's shape.
         wire: what exchanges go through.
         state: the worker's canvases.
-        dtype: of the K/V store.
+        dtype: of the K/V store; float8 e4m3 makes it a packed one.
         padding: how far canvases with shorter prompts stand to the right.
     """
 
@@ -79,7 +80,7 @@ class Resources:
         self._device, self._shift = state.ids.device, int(model.shifted_logits)
         batch, positions = state.ids.shape
         self._views = 2 if plan.config.cfg else 1  # with guidance each canvas stands twice, later without its prompt
-        self._store = KVStore.allocate(
+        self._store = store_of(
             model, batch=self._views * batch, positions=positions, dtype=dtype, device=self._device
         )
         self._computed: dict[tuple[Rows, Layerwise, int | None], ComputedRows] = {}
@@ -245,6 +246,8 @@ class Resources:
 
     def _attend(self, rows: Rows, layerwise: Layerwise, mine: tuple[int, ...]) -> Attend:
         if layerwise is Layerwise.NOTHING:
+            if isinstance(self._store, PackedStore):
+                return PackedAttention(self._store, self._tensor(mine), self._mask(mine))
             return StoreAttention(self._store, self._tensor(mine), self._mask(mine))
         if layerwise is Layerwise.KEYS:
             by_worker = [self._rows(rows, worker) for worker in self._workers]
