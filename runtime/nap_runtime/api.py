@@ -72,8 +72,9 @@ def make_executor(
         return InlineExecutor(loaded.model, workers=workers, dtype=kind, device=device)
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
 
-    path = card.name if card.name == "nap-tiny" else card.path.resolve()
-    return RayExecutor(path, workers=workers, dtype=kind, device=device, cluster=ClusterOptions(address=address))
+    return RayExecutor(
+        card.reference, workers=workers, dtype=kind, device=device, cluster=ClusterOptions(address=address)
+    )
 
 
 _Key = tuple[str, str, int, str, str, bool, int]
@@ -150,7 +151,7 @@ def decode(
     Args:
         prompt: a question, or a list of questions (then a list comes back, in their order).
         config: how; defaults to three paths, one token a step, exact sync.
-        model: a bundled model's name, a checkpoint folder, or a `LoadedModel` (inline only).
+        model: a bundled model's name, a checkpoint folder, its URL, or a `LoadedModel` (inline only).
         workers: W; 1 runs in this process, more run as Ray actors, on a local cluster unless one is there.
         device, dtype: where and in what precision; a `LoadedModel` keeps its own, whatever is given.
         batch_size: canvases of one layout decoded together.

@@ -1,4 +1,4 @@
-"""`nap model info | make | export | convert | tags`."""
+"""`nap model info | make | export | convert | tags | manifest | fetch`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from nap_runtime.cli import output
 from nap_runtime.cli.parser import Parser, integer, positive
-from nap_runtime.errors import UsageError
+from nap_runtime.errors import ModelError, UsageError
 from nap_runtime.job import DTYPES
 
 _MAKE = """\
@@ -31,6 +31,17 @@ Add NAP's tags to a LLaDA or Dream checkpoint, so that it can be trained on NAP 
 
 SOURCE is the checkpoint's folder. The tags take rows that no token uses yet; weights without tags are hard links.
 """
+_MANIFEST = """\
+Write the checksums that others fetch this model by, as model.sha256.json in its folder.
+
+Copy the folder to object storage or a shared disk, and give its URL as --model. What is printed pins this content.
+"""
+_FETCH = """\
+Bring a model behind a URL into this host's cache and print where it is; every byte is checked.
+
+  nap model fetch s3://bucket/llada-8b-nap
+  nap model fetch 'https://host/models/llada-8b-nap#sha256=DIGEST'        only this content, whatever stands there
+"""
 _DEFAULT_DTYPE = "bfloat16"
 
 
@@ -38,7 +49,7 @@ def register(root: Parser) -> None:
     """Add the commands."""
     group = root.command("model", "Look at model folders and make them.")
     info = group.command("info", "Print what a model folder holds; weights are not read.", _info)
-    info.add_argument("model", metavar="nap-tiny|PATH")
+    info.add_argument("model", metavar="nap-tiny|PATH|URL")
     info.add_argument("--json", action="store_true", help="one JSON object (default: a table)")
     make = group.command("make", _MAKE, _make)
     make.add_argument("--shape", required=True, metavar="SHAPE", help="see above (required)")
@@ -46,7 +57,7 @@ def register(root: Parser) -> None:
     make.add_argument("--seed", type=integer, default=0, metavar="S", help="of the weights (default: 0)")
     _add_dtype(make, f"precision to store (default: {_DEFAULT_DTYPE})")
     export = group.command("export", _EXPORT, _export)
-    export.add_argument("model", metavar="nap-tiny|PATH")
+    export.add_argument("model", metavar="nap-tiny|PATH|URL")
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)")
     _add_dtype(export, "precision to store (default: as stored)")
     convert = group.command("convert", _CONVERT, _convert)
@@ -59,6 +70,10 @@ def register(root: Parser) -> None:
     tags = group.command("tags", _TAGS, _tags)
     tags.add_argument("source", type=Path, metavar="SOURCE")
     tags.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)")
+    manifest = group.command("manifest", _MANIFEST, _manifest)
+    manifest.add_argument("folder", type=Path, metavar="PATH")
+    manifest.add_argument("--check", action="store_true", help="compare with the one that is there (default: write)")
+    group.command("fetch", _FETCH, _fetch).add_argument("model", metavar="URL")
 
 
 def _add_dtype(parser: Parser, text: str) -> None:
@@ -109,6 +124,7 @@ def _export(args: argparse.Namespace) -> int:
         raise UsageError(f"out: {args.out} already holds a model; choose another folder", field="out")
     from nap_runtime.models.inspection import describe
     from nap_runtime.models.loading import load_model, save_model
+    from nap_runtime.models.manifest import Manifest
     from nap_runtime.models.tokenizer import copy_tokenizer
 
     stored = str(describe(args.model)["dtype"]).split("+")[-1]
@@ -118,6 +134,7 @@ def _export(args: argparse.Namespace) -> int:
     defaults = loaded.card.path / "decode.json"
     if defaults.is_file():
         shutil.copyfile(defaults, args.out / defaults.name)
+    Manifest.of(args.out).write(args.out)
     words = f"tokenizer {', '.join(copied)}" if copied else "no tokenizer"
     print(f"{args.out}: {loaded.config.family}, {loaded.config.n_params:,} weights, {words}")
     return 0
@@ -143,4 +160,32 @@ def _tags(args: argparse.Namespace) -> int:
     ids = f"ids {min(note.added.values())} to {max(note.added.values())}"
     rows = f"{note.rows[0]} rows" if note.rows[0] == note.rows[1] else f"{note.rows[0]} -> {note.rows[1]} rows"
     print(f"{args.out}: {config.family}, {len(note.added)} tags as {ids}, {rows} of the vocabulary")
+    return 0
+
+
+def _manifest(args: argparse.Namespace) -> int:
+    from nap_runtime.models.manifest import MANIFEST_NAME, Manifest
+
+    if not args.folder.is_dir():
+        raise UsageError(f"folder: {args.folder} is no folder; give a checkpoint folder")
+    if "check" in args:
+        manifest = Manifest.parse((args.folder / MANIFEST_NAME).read_bytes(), str(args.folder / MANIFEST_NAME))
+        damaged = manifest.damaged(args.folder)
+        if damaged:
+            raise ModelError(f"{args.folder / damaged[0]} is not what {MANIFEST_NAME} says ({len(damaged)} damaged)")
+    else:
+        manifest = Manifest.of(args.folder)
+        manifest.write(args.folder)
+    print(f"{args.folder}: {len(manifest.files)} files, {output.size_text(manifest.size)}")
+    print(f"#sha256={manifest.digest}")
+    return 0
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from nap_runtime.models.remote import fetch, is_remote, reference_of
+
+    if not is_remote(args.model):
+        raise UsageError(f"model: {args.model} is no URL; folders are used where they are")
+    folder = fetch(args.model, thorough=True)
+    print(f"{folder}\n{reference_of(args.model, folder)}")
     return 0

@@ -178,7 +178,7 @@ SYNC = (
     ),
 )
 PLACE = (
-    Option("model", "a bundled model's name or a checkpoint folder", "nap-tiny", metavar="nap-tiny|PATH"),
+    Option("model", "a bundled model's name, a checkpoint folder or its URL", "nap-tiny", metavar="nap-tiny|PATH|URL"),
     Option("workers", "workers; more than one run through Ray", "1", integer, "W"),
     Option("simulate", "run the workers as threads of this process, with the same result", "off", None),
     Option("address", "a Ray cluster that runs already", "a local one is started", metavar="HOST:PORT"),

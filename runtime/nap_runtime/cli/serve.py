@@ -59,8 +59,8 @@ def _add_groups(parser: Parser) -> None:
     group.add_argument("--spares", type=positive, metavar="N", help="warm workers in reserve, on Ray (default: 0)")
     text = "a Ray cluster that runs already (default: each group starts a local one)"
     group.add_argument("--address", metavar="HOST:PORT", help=text)
-    text = "a bundled model's name or a checkpoint folder (default: nap-tiny)"
-    group.add_argument("--model", metavar="nap-tiny|PATH", help=text)
+    text = "a bundled model's name, a checkpoint folder or its URL (default: nap-tiny)"
+    group.add_argument("--model", metavar="nap-tiny|PATH|URL", help=text)
     group.add_argument("--device", metavar="|".join(DEVICES), help="where the network runs (default: cpu)")
     group.add_argument("--dtype", metavar="|".join(DTYPES), help="precision of the weights (default: float32)")
     group.add_argument("--threads", type=positive, metavar="N", help="torch threads of a group (default: torch's)")

@@ -20,7 +20,7 @@ class Settings:
 
     Args:
         config: how to decode.
-        model: a bundled model's name or a checkpoint folder.
+        model: a bundled model's name, a checkpoint folder or a model's URL.
         workers: W; 1 runs in this process, more through Ray, or with `simulate` as threads of this process.
         device, dtype: where and in what precision.
         batch_size: canvases of one layout decoded together.
@@ -66,8 +66,8 @@ class Settings:
 
     @property
     def model_folder(self) -> Path | None:
-        """The model as a path; None where it is a bundled model's name."""
-        return None if self.model == "nap-tiny" else Path(self.model).expanduser()
+        """The model as a path; None where it is a bundled model's name or a URL."""
+        return None if self.model == "nap-tiny" or "://" in self.model else Path(self.model).expanduser()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Settings:

@@ -1,4 +1,7 @@
-"""Load and save denoisers: a folder with config.json, safetensors and, maybe, a tokenizer."""
+"""Load and save denoisers: a folder with config.json, safetensors and, maybe, a tokenizer.
+
+A model is named by a folder, a bundled name, or a URL that ``models/remote.py`` fetches into a local cache.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor
 from nap_runtime.errors import ModelError
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.parts import Part, checkpoint_parts, ignorable
+from nap_runtime.models.remote import Reference, fetch, is_remote, reference_of
 from nap_runtime.models.tokenizer import Tokenizer, load_tokenizer
 from nap_runtime.models.transformer import DiffusionTransformer
 from nap_runtime.models.weights import (
@@ -31,7 +35,8 @@ class ModelCard:
     """What can be known of a checkpoint without reading its weights: all that a coordinator needs.
 
     ``fingerprint`` tells checkpoints apart whatever folder they lie in; ``tokenizer`` is None when
-    the folder has none (random weights), and callers then work with ids.
+    the folder has none (random weights), and callers then work with ids. ``source`` is the pinned URL
+    of a fetched model, else empty.
     """
 
     name: str
@@ -39,6 +44,13 @@ class ModelCard:
     config: ModelConfig
     tokenizer: Tokenizer | None
     fingerprint: str
+    source: str = ""
+
+    @property
+    def reference(self) -> str:
+        """What processes on other hosts load the same model by: a bundled name, a pinned URL, or an absolute path."""
+        bundled = BUNDLED.get(self.name) == self.path
+        return self.source or (self.name if bundled else str(self.path.resolve()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +72,9 @@ class LoadedModel:
 
 
 def resolve_model(path_or_name: str | Path) -> Path:
-    """The folder of a bundled model's name or of a path; ModelError if there is none."""
+    """The folder of a bundled name, of a path, or of a URL (fetched if need be); ModelError if there is none."""
+    if is_remote(path_or_name):
+        return fetch(str(path_or_name))
     bundled = BUNDLED.get(str(path_or_name))
     path = bundled or Path(path_or_name).expanduser()
     if path.is_dir():
@@ -68,7 +82,7 @@ def resolve_model(path_or_name: str | Path) -> Path:
     if bundled:
         raise ModelError(f"the bundled model {path_or_name!r} is not installed ({path}): reinstall nap-runtime")
     known = ", ".join(BUNDLED)
-    raise ModelError(f"model {str(path_or_name)!r} is no folder: give a checkpoint folder or {known}")
+    raise ModelError(f"model {str(path_or_name)!r} is no folder: give a checkpoint folder, a URL or {known}")
 
 
 def read_card(path_or_name: str | Path) -> ModelCard:
@@ -80,12 +94,20 @@ def read_card(path_or_name: str | Path) -> ModelCard:
     config = ModelConfig.from_dir(path)
     check_tensors(path, checkpoint_parts(config), ignorable(config))
     return ModelCard(
-        name=str(path_or_name) if str(path_or_name) in BUNDLED else path.resolve().name,
+        name=_name_of(path_or_name, path),
+        source=reference_of(str(path_or_name), path) if is_remote(path_or_name) else "",
         path=path,
         config=config,
         tokenizer=load_tokenizer(path, mask_id=config.mask_id),
         fingerprint=fingerprint(path),
     )
+
+
+def _name_of(path_or_name: str | Path, path: Path) -> str:
+    text = str(path_or_name)
+    if is_remote(text):
+        return Reference.parse(text).name
+    return text if text in BUNDLED else path.resolve().name
 
 
 def load_weights(

@@ -60,10 +60,9 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
 
     check_device(settings.device)
-    path = card.name if card.name == "nap-tiny" else card.path.resolve()
     cluster = ClusterOptions(address=settings.address, spares=settings.spares, liveness=settings.liveness)
-    workers, dtype = settings.workers, check_dtype(settings.dtype)
-    return Coordinator(card, RayExecutor(path, workers=workers, dtype=dtype, device=settings.device, cluster=cluster))
+    where: dict[str, Any] = {"dtype": check_dtype(settings.dtype), "device": settings.device, "cluster": cluster}
+    return Coordinator(card, RayExecutor(card.reference, workers=settings.workers, **where))
 
 
 class GroupProcess:
