@@ -5,6 +5,7 @@ The coordinator holds ids and records only, kilobytes; weights live with the wor
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -182,11 +183,14 @@ class Coordinator:
     ) -> list[Outcome]:
         """The workers' loops, once more after every repair."""
 
+        turn = threading.Lock()  # simulated workers report from threads of their own, and what is common has an order
+
         def on_report(report: Report) -> None:
-            common = progress.add(report)
-            observer.on_report(batch, report)
-            if common is not None:
-                observer.on_common(batch, common)
+            with turn:
+                common = progress.add(report)
+                observer.on_report(batch, report)
+                if common is not None:
+                    observer.on_common(batch, common)
 
         task = replace(batch.task, report_every=observer.report_every, report_early=observer.report_early)
         lost, lost_at = 0, -1

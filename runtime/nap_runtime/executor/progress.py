@@ -40,7 +40,8 @@ class Progress:
 
     def __init__(self, canvases: int, workers: int, earlier: Earlier | None = None) -> None:
         self.step = 0 if earlier is None else earlier.step
-        self._deltas: list[list[CanvasDelta]] = [[] for _ in range(canvases)]
+        self._deltas: list[list[CanvasDelta]] = [[] for _ in range(canvases)]  # common to all
+        self._later: list[list[CanvasDelta]] = [[] for _ in range(canvases)]  # not yet
         self._forwards: list[list[int]] = [[] for _ in range(workers)]
         self._events: list[SyncEvent] = []
         self._reached = [self.step] * workers
@@ -51,8 +52,8 @@ class Progress:
 
     def add(self, report: Report) -> Common | None:
         """Take a report; what has become common by it, if anything has."""
-        for known, new in zip(self._deltas, report.deltas, strict=True):
-            known.extend(new)
+        for later, new in zip(self._later, report.deltas, strict=True):
+            later.extend(new)
         self._forwards[report.worker].extend(report.forwards)
         self._events.extend(report.events)
         self._reached[report.worker] = report.step
@@ -66,14 +67,22 @@ class Progress:
         return Common(
             since=since,
             step=self.step,
-            deltas=tuple(tuple(d for d in _sorted(deltas) if fresh(d.step)) for deltas in self._deltas),
+            deltas=tuple(map(self._settle, range(len(self._deltas)))),
             forwards=tuple(tuple(filter(fresh, steps)) for steps in self._forwards),
             events=tuple(event for event in self._events if fresh(event.step)),
         )
 
+    def _settle(self, canvas: int) -> tuple[CanvasDelta, ...]:
+        """Move what has become common; what is common already is not sorted anew each time."""
+        later = self._later[canvas]
+        common = _sorted([delta for delta in later if delta.step < self.step])
+        self._later[canvas] = [delta for delta in later if delta.step >= self.step]
+        self._deltas[canvas].extend(common)
+        return tuple(common)
+
     def roll_back(self) -> Resume | None:
         """Forget what is not common; where to go on (None: at the beginning)."""
-        self._deltas = [[delta for delta in deltas if delta.step < self.step] for deltas in self._deltas]
+        self._later = [[] for _ in self._later]
         self._forwards = [[step for step in steps if step < self.step] for steps in self._forwards]
         self._events = [event for event in self._events if event.step < self.step]
         self._reached = [self.step] * len(self._reached)
@@ -84,12 +93,11 @@ class Progress:
         """Where a decode that knows what is common goes on."""
         if self.step == 0:
             return None
-        kept = (tuple(delta for delta in _sorted(deltas) if delta.step < self.step) for deltas in self._deltas)
-        return Resume(step=self.step, deltas=tuple(kept))
+        return Resume(step=self.step, deltas=tuple(map(tuple, self._deltas)))
 
     def deltas(self, canvas: int) -> tuple[CanvasDelta, ...]:
         """A canvas's deltas, ordered by step, worker and kind."""
-        return tuple(_sorted(self._deltas[canvas]))
+        return tuple(_sorted([*self._deltas[canvas], *self._later[canvas]]))
 
     @property
     def forwards(self) -> tuple[tuple[int, ...], ...]:

@@ -51,6 +51,8 @@ class Group:
         hear: takes every message but signs of life, one after another; awaited, so that a slow journal slows the group.
     """
 
+    module = "nap_runtime.service.group"  # what the process runs; benchmarks/scale.py puts another in its place
+
     def __init__(self, index: int, settings: GroupSettings, hear: Callable[[Group, Message], Awaitable[None]]) -> None:
         self.settings, self._hear = settings, hear
         self.status = GroupStatus(index=index, workers=settings.workers)
@@ -67,7 +69,7 @@ class Group:
             ConnectionError: it died or froze while it started.
         """
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "nap_runtime.service.group", str(theirs.fileno()), str(os.getpid())]
+        command = [sys.executable, "-m", self.module, str(theirs.fileno()), str(os.getpid())]
         self._process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],

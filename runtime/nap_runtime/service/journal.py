@@ -16,6 +16,7 @@ from typing import Any, Self
 from nap_runtime.errors import JournalError, KeyConflictError, NoSuchJobError
 from nap_runtime.service.store import FINAL, SCHEMA, VERSION, EventKind, EventRow, JobRow, NewJob, Reason, State
 
+PAGE = 64  # events that are read at once
 _COLUMNS = (
     *("row", "id", "owner", "key", "spec", "priority", "deadline", "state", "attempt", "failures", "failed_at", "step"),
     *("last_event", "cancel", "submitted", "started", "finished", "code", "message", "field"),
@@ -324,14 +325,20 @@ class Journal:
             ).fetchone()
             return None if found is None else (found[0], found[1])
 
-    def events(self, job_id: str, after: int, limit: int = 64) -> list[EventRow]:
-        """Events with greater numbers than `after`, in order."""
+    def events(self, job_id: str, after: int, limit: int = PAGE) -> list[EventRow]:
+        """Events with greater numbers than `after`, in order.
+
+        Raises:
+            NoSuchJobError: there is no such job.
+        """
         with self._errors():
             found = self._db.execute(
                 "SELECT number, time, attempt, kind, body, extra FROM events"
                 " WHERE job = (SELECT row FROM jobs WHERE id = ?) AND number > ? ORDER BY number LIMIT ?",
                 (job_id, after, limit),
             ).fetchall()
+        if not found:
+            self.get(job_id)
         names = ("number", "time", "attempt", "kind", "body", "extra")
         return [EventRow(**dict(zip(names, values, strict=True))) for values in found]
 

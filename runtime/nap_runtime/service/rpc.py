@@ -27,7 +27,7 @@ from nap_runtime.service import failpoints, views
 from nap_runtime.service.access import LOCAL, Caller, Tokens, bearer
 from nap_runtime.service.dispatch import Dispatcher
 from nap_runtime.service.gate import Accepted
-from nap_runtime.service.journal import JournalFullError
+from nap_runtime.service.journal import PAGE, JournalFullError
 from nap_runtime.service.ledger import Ledger
 from nap_runtime.service.store import EventRow, JobRow, NewJob
 from nap_runtime.service.v1 import decoder_pb2 as pb
@@ -278,18 +278,16 @@ class Decoder(rpc.DecoderServicer):
                     return
                 while watcher.provisional:
                     yield pb.Event.FromString(watcher.provisional.popleft())
-                if rows:
+                if len(rows) == PAGE:
                     continue
                 if self._dispatcher.draining:
                     raise UnavailableError("the server is going away; watch again in a moment")
-                await watcher.wait(_WAIT_SECONDS)
-                await self._journal.read(lambda j: j.get(job_id))  # it may no longer be kept
+                await watcher.wait(_WAIT_SECONDS)  # what was journaled since the read has set it already
 
     async def _event(self, job_id: str, event: EventRow) -> pb.Event:
         if event.kind != "finished":
             return views.event_message(event)
-        row = await self._journal.read(lambda j: j.get(job_id))
-        result = await self._journal.read(lambda j: j.result(job_id))
+        row, result = await self._journal.read(lambda j: (j.get(job_id), j.result(job_id)))
         return views.event_message(event, views.job_message(row, pb.JOB_VIEW_RESULT, result))
 
     # -- checks ---------------------------------------------------------------------------------------------------
