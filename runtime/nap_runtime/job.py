@@ -53,7 +53,7 @@ class DecodeConfig:
         summary_tokens: slots of the summary.
         gen_length: slots of the `plain` region.
         block_length: slots of one block, of `blockwise`, `threshold`, `factor` and `prophet`.
-        headers: `nap` (tags), `text` (the paper's wording) or a JSON file.
+        headers: `nap` (tags), `text` (the paper's wording), a JSON file, or the JSON itself (`nap_runtime.headers`).
         steps: T, denoising steps from 1 to the number of slots (None: one token a step). `threshold` and `factor`
             take as many as they need.
         rule, scope, confidence: which slots are committed, picked over what, scored how.

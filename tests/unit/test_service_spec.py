@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nap_runtime.errors import NotBuiltError, UsageError
+from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.service import configs as spec
 from nap_runtime.service.configs import config_from_proto, config_to_proto
@@ -80,8 +82,21 @@ def test_wrong_messages_name_their_field(message: pb.DecodeConfig, field: str) -
     assert caught.value.field == field
 
 
+def test_headers_travel_as_texts(tmp_path: Path) -> None:
+    """A file's name means nothing to a server, and must not: only texts are sent."""
+    values: dict[str, Any] = {"paths": ["a", "b"], "summary": "s"}
+    for ends in ({}, {"path_ends": ["x", "y"], "summary_end": ""}):
+        file = tmp_path / "headers.json"
+        file.write_text(json.dumps(values | ends))
+        message = config_to_proto(DecodeConfig(headers=str(file)))
+        assert str(file).encode() not in message.SerializeToString()
+        received = config_from_proto(message).headers
+        assert received is not None
+        assert json.loads(received) == values | ends
+        assert config_to_proto(DecodeConfig(headers=received)) == message
+
+
 def test_what_cannot_travel_is_refused() -> None:
-    with pytest.raises(UsageError, match="headers"):
-        config_to_proto(DecodeConfig(headers="my.json"))
-    with pytest.raises(NotBuiltError):
-        config_from_proto(pb.DecodeConfig(version=1, headers=pb.Headers(texts=pb.HeaderTexts(paths=["x"]))))
+    for headers in ("my.json", "{", "{}", '{"paths": [], "summary": 1}'):
+        with pytest.raises(UsageError, match="headers"):
+            config_to_proto(DecodeConfig(headers=headers))

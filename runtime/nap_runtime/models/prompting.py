@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.errors import ModelError, UsageError
+from nap_runtime.headers import STYLES, OwnHeaders, read_headers
 from nap_runtime.job import DecodeConfig
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import ModelCard
@@ -109,77 +110,27 @@ def _texts(config: DecodeConfig, newline: str) -> _Texts:
     if config.headers == "text":
         headers = (*(f"<think #{j}>{newline}" for j in numbers), f"<summary>{newline}")
         return _Texts(headers=headers, ends=("</think>",) * config.n_paths + ("</summary>",))
-    return _texts_from_file(Path(str(config.headers)), config.n_paths)
+    return _own_texts(read_headers(str(config.headers)), config.n_paths)
 
 
-_HEADER_KEYS = ("paths", "summary", "path_ends", "summary_end")
+def _own_texts(own: OwnHeaders, paths: int) -> _Texts:
+    for key, texts in (("path headers", own.paths), ("path ends", own.path_ends)):
+        if texts is not None and len(texts) != paths:
+            raise own.wrong(f"{len(texts)} {key}, the canvas has {paths} paths")
+    return _Texts(headers=(*own.paths, own.summary), ends=(*(own.path_ends or (None,) * paths), own.summary_end))
 
 
-def _texts_from_file(file: Path, paths: int) -> _Texts:
-    """`{"paths": [header, …], "summary": header, "path_ends": [tag, …], "summary_end": tag}`; ends are optional."""
-    values = _read_headers(file)
-    headers = (*_strings(file, values, "paths", paths), _string(file, values, "summary"))
-    ends: Sequence[str | None] = _strings(file, values, "path_ends", paths) if "path_ends" in values else [None] * paths
-    end = _string(file, values, "summary_end") if "summary_end" in values else None
-    return _Texts(headers=headers, ends=(*ends, end))
-
-
-def _read_headers(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        text = f"headers: use 'nap', 'text' or a JSON file; {file} cannot be read"
-        raise UsageError(text, field="headers") from error
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise _wrong_headers(file, f"not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise _wrong_headers(file, 'not {"paths": [...], "summary": "..."}')
-    for key in values:
-        if key not in _HEADER_KEYS:
-            raise _wrong_headers(file, f"unknown key {key!a}; known are {', '.join(_HEADER_KEYS)}")
-    for key in ("paths", "summary"):
-        if key not in values:
-            raise _wrong_headers(file, f"no '{key}'")
-    return values
-
-
-def _strings(file: Path, values: Mapping[str, Any], key: str, paths: int) -> list[str]:
-    texts = values[key]
-    if not isinstance(texts, list) or not all(_is_text(text) for text in texts):
-        raise _wrong_headers(file, f"'{key}' is not a list of texts")
-    if len(texts) != paths:
-        what = "path headers" if key == "paths" else "path ends"
-        raise _wrong_headers(file, f"{len(texts)} {what}, the canvas has {paths} paths")
-    return texts
-
-
-def _string(file: Path, values: Mapping[str, Any], key: str) -> str:
-    text = values[key]
-    if not _is_text(text):
-        raise _wrong_headers(file, f"'{key}' is not a text")
-    return str(text)
-
-
-def _is_text(value: object) -> bool:
-    """Whether it is a string without lone surrogates, which no tokenizer takes."""
-    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)
-
-
-def _wrong_headers(file: Path, problem: str) -> UsageError:
-    return UsageError(f"headers: {file}: {problem}", field="headers")
-
-
-def _check_headers(file: Path, tokenizer: Tokenizer, texts: _Texts, mask_id: int) -> None:
-    """Check a file's texts against the tokenizer that reads them."""
-    for text in texts.headers:
+def _check_headers(own: OwnHeaders, tokenizer: Tokenizer, mask_id: int) -> None:
+    """Check texts against the tokenizer that reads them."""
+    for text in (*own.paths, own.summary):
         ids = tokenizer.encode(text)
         if not ids:
-            raise _wrong_headers(file, f"no token is left of the header {text!r}")
+            raise own.wrong(f"no token is left of the header {text!r}")
         if mask_id in ids:
-            raise _wrong_headers(file, f"the header {text!r} contains the mask token")
-    for end in texts.ends:
+            raise own.wrong(f"the header {text!r} contains the mask token")
+    for end in (*(own.path_ends or ()), own.summary_end):
         if end is not None and tokenizer.token_id(end) in (None, mask_id):
-            raise _wrong_headers(file, f"the end {end!r} is not one token of the model's tokenizer, or is its mask")
+            raise own.wrong(f"the end {end!r} is not one token of the model's tokenizer, or is its mask")
 
 
 def build_layout(card: ModelCard, config: DecodeConfig, prompt_tokens: int) -> CanvasLayout:
@@ -244,8 +195,8 @@ def block_ids(card: ModelCard, config: DecodeConfig) -> tuple[_Blocks, _Blocks]:
     tokenizer = card.tokenizer
     assert tokenizer is not None
     texts = _texts(config, newline="" if card.config.family == "nap" else "\n")
-    if config.headers not in ("nap", "text"):
-        _check_headers(Path(str(config.headers)), tokenizer, texts, card.config.mask_id)
+    if config.headers not in STYLES:
+        _check_headers(read_headers(str(config.headers)), tokenizer, card.config.mask_id)
     tags = tuple(None if end is None else tokenizer.token_id(end) for end in texts.ends)
     headers = tuple(tuple(tokenizer.encode(header)) for header in texts.headers)
     return headers, tuple((*(() if tag is None else (tag,)), *card.config.end_ids) for tag in tags)

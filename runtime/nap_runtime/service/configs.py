@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from nap_runtime.errors import NotBuiltError, UsageError
+from nap_runtime.errors import UsageError
+from nap_runtime.headers import OwnHeaders, read_headers
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.service.v1 import decoder_pb2 as pb
 
@@ -36,7 +37,8 @@ def config_to_proto(config: DecodeConfig) -> pb.DecodeConfig:
     """The message of a config; what is None stays unset.
 
     Raises:
-        UsageError: it holds what cannot be sent: a headers file, or an option that the interface does not have.
+        UsageError: it holds what cannot be sent: headers that cannot be read, or an option that the interface does not
+            have.
     """
     _check_sendable(config, (*_ENUMS, *_PLAIN, *_OTHER))
     _check_sendable(config.sync, (*_SYNC_ENUMS, *_SYNC_PLAIN))
@@ -49,10 +51,10 @@ def config_to_proto(config: DecodeConfig) -> pb.DecodeConfig:
     budgets = config.path_tokens
     if budgets is not None:
         message.path_tokens.extend(budgets if isinstance(budgets, tuple) else (budgets,))
-    if config.headers is not None:
-        if config.headers not in _STYLES:
-            raise UsageError("headers: a server takes 'nap' or 'text', no file", field="headers")
+    if config.headers in _STYLES:
         message.headers.style = _STYLES[config.headers]
+    elif config.headers is not None:
+        message.headers.texts.CopyFrom(_header_texts(read_headers(config.headers)))
     message.rule_args.update(config.rule_args)
     for name, enum in _SYNC_ENUMS.items():
         _put_enum(message.sync, name, enum, getattr(config.sync, name))
@@ -79,7 +81,7 @@ def config_from_proto(message: pb.DecodeConfig) -> DecodeConfig:
     """Inverse of `config_to_proto`.
 
     Raises:
-        UsageError: a value is wrong, unused, or of a newer version. NotBuiltError: it is not built yet.
+        UsageError: a value is wrong, unused, or of a newer version.
     """
     if not 1 <= message.version <= CONFIG_VERSION:
         text = f"config: version {message.version} is not one of 1 to {CONFIG_VERSION}, which this server reads"
@@ -105,9 +107,22 @@ def _sync_of(message: pb.SyncPolicy) -> SyncPolicy:
     return SyncPolicy(overlap=message.overlap, **values)
 
 
+def _header_texts(own: OwnHeaders) -> pb.HeaderTexts:
+    """Headers by their texts: a server opens no file of a client's choice."""
+    ends = own.path_ends or ()
+    return pb.HeaderTexts(paths=own.paths, summary=own.summary, path_ends=ends, summary_end=own.summary_end)
+
+
 def _headers_of(message: pb.Headers) -> str:
     if message.WhichOneof("source") == "texts":
-        raise NotBuiltError("headers: texts of your own are not built yet; use a style", field="headers")
+        texts = message.texts
+        return OwnHeaders(
+            name="the JSON",
+            paths=tuple(texts.paths),
+            summary=texts.summary,
+            path_ends=tuple(texts.path_ends) or None,
+            summary_end=texts.summary_end if texts.HasField("summary_end") else None,
+        ).to_json()
     for name, style in _STYLES.items():
         if message.style == style:
             return name

@@ -61,7 +61,7 @@ class Gate:
         self._check_prompt(spec.prompt)
         config = resolve(config_from_proto(spec.config), self._defaults)
         self._check_size(config)
-        if config.headers == "text" and self._card.tokenizer is None:
+        if config.headers not in (None, "nap") and self._card.tokenizer is None:
             raise UsageError("headers: the model has no tokenizer; leave it out", field="headers")
         question, ids = self._prompt(spec.prompt)
         if len(ids) > self._limits.prompt_tokens:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nap_runtime.errors import UsageError
+from nap_runtime.headers import STYLES, is_json
 from nap_runtime.job import DecodeConfig
 from nap_runtime.service.answers import JobResult
 from nap_runtime.service.telling import MASKED
@@ -96,8 +97,11 @@ def _config(values: Mapping[str, Any]) -> DecodeConfig:
     if not isinstance(given, dict):
         raise UsageError("nap: it is no object of options", field="nap")
     mapping = dict(given)
-    if mapping.get("headers") not in (None, "nap", "text"):
-        raise UsageError("headers: a server takes 'nap' or 'text', no file", field="headers")
+    headers = mapping.get("headers")
+    if isinstance(headers, dict):
+        headers = mapping["headers"] = json.dumps(headers)
+    if headers not in (None, *STYLES) and not (isinstance(headers, str) and is_json(headers)):
+        raise UsageError("headers: a server takes 'nap', 'text' or an object of texts, no file", field="headers")
     for name in ("temperature", "seed"):
         if values.get(name) is not None:
             mapping[name] = values[name]

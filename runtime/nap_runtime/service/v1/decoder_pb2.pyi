@@ -497,12 +497,16 @@ class Headers(_message.Message):
     def __init__(self, style: _Optional[_Union[HeaderStyle, str]] = ..., texts: _Optional[_Union[HeaderTexts, _Mapping]] = ...) -> None: ...
 
 class HeaderTexts(_message.Message):
-    __slots__ = ("paths", "summary")
+    __slots__ = ("paths", "summary", "path_ends", "summary_end")
     PATHS_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    PATH_ENDS_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_END_FIELD_NUMBER: _ClassVar[int]
     paths: _containers.RepeatedScalarFieldContainer[str]
     summary: str
-    def __init__(self, paths: _Optional[_Iterable[str]] = ..., summary: _Optional[str] = ...) -> None: ...
+    path_ends: _containers.RepeatedScalarFieldContainer[str]
+    summary_end: str
+    def __init__(self, paths: _Optional[_Iterable[str]] = ..., summary: _Optional[str] = ..., path_ends: _Optional[_Iterable[str]] = ..., summary_end: _Optional[str] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("number", "time", "attempt", "state_changed", "canvas_laid_out", "canvas_update", "rolled_back", "live_answer", "finished")
