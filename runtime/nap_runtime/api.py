@@ -10,6 +10,7 @@ from typing import overload
 
 import torch
 
+from nap_runtime.distributed.probe import LinkProbe
 from nap_runtime.errors import UsageError
 from nap_runtime.executor.base import Executor
 from nap_runtime.executor.coordinator import Coordinator, JobFailure
@@ -26,6 +27,7 @@ from nap_runtime.job import (
     one_of,
 )
 from nap_runtime.models.loading import LoadedModel, ModelCard, load_model, read_card
+from nap_runtime.policy import Placement
 
 
 def check_device(device: str) -> None:
@@ -59,6 +61,7 @@ def make_executor(
     model: LoadedModel | None = None,
     simulate: bool = False,
     address: str | None = None,
+    placement: Placement = "pack",
 ) -> Executor:
     """One worker (or W simulated ones) in this process, or W > 1 Ray actors.
 
@@ -72,9 +75,8 @@ def make_executor(
         return InlineExecutor(loaded.model, workers=workers, dtype=kind, device=device)
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
 
-    return RayExecutor(
-        card.reference, workers=workers, dtype=kind, device=device, cluster=ClusterOptions(address=address)
-    )
+    cluster = ClusterOptions(address=address, placement=placement)
+    return RayExecutor(card.reference, workers=workers, dtype=kind, device=device, cluster=cluster)
 
 
 _Key = tuple[str, str, int, str, str, bool, int]
@@ -178,6 +180,22 @@ def decode(
         results = sorted(coordinator.decode(jobs, config, batch_size=batch_size), key=lambda result: result.job.index)
     done = [_or_raise(result) for result in results]
     return done[0] if isinstance(prompt, str) else done
+
+
+def measure_link(
+    model: str | Path = "nap-tiny", *, workers: int, device: Device = "cpu", dtype: DType = "float32"
+) -> LinkProbe:
+    """Bring a group of Ray workers up, as `decode` would, and measure what they talk over; the group stays warm.
+
+    Raises:
+        UsageError, ModelError, WorkerError: see `nap_runtime.errors`.
+    """
+    at_least("workers", workers, 2)
+    card = read_card(model)
+    with _coordinator(card, (card.fingerprint, str(card.path), workers, dtype, device, False, 0), None) as coordinator:
+        found = coordinator.executor.probe()
+    assert found is not None, "workers on Ray have a network between them"
+    return found
 
 
 def _check_arguments(questions: object, config: object, workers: object, batch_size: object) -> None:

@@ -13,6 +13,12 @@ CONSENSUS_TOP = 32  # ids of a summary slot that each worker names, where `top` 
 SyncMode = Literal["exact", "tokens", "shared", "kv", "none"]
 Topology = Literal["full", "hub", "isolated"]
 SummaryMode = Literal["gather", "consensus", "live"]
+Placement = Literal["strict-pack", "one-host", "pack", "spread"]
+
+
+def placement_for(mode: SyncMode) -> Placement:
+    """Where workers stand by default: `exact` and `kv` send keys and values, which is for the inside of a host."""
+    return "one-host" if mode in ("exact", "kv") else "spread"
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def test_the_reason_names_the_share_the_limit_and_what_was_turned_down() -> None
 
 
 def test_rows_that_only_a_sync_asks_for_are_overhead() -> None:
-    """At a sync `tokens` computes all 20 rows, `kv` a worker's 7 and the 6 shared ones: where rows cost, kv is cheaper."""
+    """At a sync `tokens` computes all 20 rows, `kv` a worker's 7 and 6 shared ones: where rows cost, kv wins."""
     rows = Device(flops=1e9, memory=1e30, launch=1e-30, forward=1e-30, score=1e-30)
     free = Machine(device=rows, link=Link(latency=1e-30, bandwidth=1e30, start=1e-30))
     choice = choose(AutoSync(overhead=0.5, summary="consensus"), decode_of(), free)  # consensus: exact is out

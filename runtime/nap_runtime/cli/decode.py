@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nap_runtime.cli import jobs, output, session
+from nap_runtime.cli import auto, jobs, output, session
 from nap_runtime.cli.jobs import BadLine
 from nap_runtime.cli.options import add_decode_options, read_job_keys, read_settings
 from nap_runtime.cli.parser import FAILURE, USAGE, Parser
@@ -67,6 +67,11 @@ class Source:
         """Whether it is a batch from a file."""
         return bool(self.name)
 
+    @property
+    def question(self) -> str | None:
+        """The first; None where every line is bad."""
+        return next((job.question for job in jobs.questions(self.lines)), None)
+
 
 def run(args: argparse.Namespace) -> int:
     """Decode what the command line asks for."""
@@ -76,7 +81,11 @@ def run(args: argparse.Namespace) -> int:
     card = session.open_card(settings)
     settings = settings.resolved(card)
     session.check_fits(card, settings)
+    settings = auto.settle(card, settings, source.question)
     if "print_config" in args:
+        if settings.auto is not None:
+            with session.coordinator(card, settings, quiet=True, measures=True) as coordinator:
+                settings = auto.measured(card, settings, coordinator.executor, source.question)
         print(to_yaml({**source.keys, **settings.to_mapping()}), end="")
         return 0
     if not source.from_file:
@@ -169,7 +178,8 @@ class _Decode:
         return FAILURE if self._broken else USAGE
 
     def _run(self, good: list[DecodeJob]) -> None:
-        with session.coordinator(self._card, self._settings, quiet=self._json) as coordinator:
+        with session.coordinator(self._card, self._settings, quiet=self._json, measures=True) as coordinator:
+            self._settings = auto.measured(self._card, self._settings, coordinator.executor, self._source.question)
             self._executor: Executor = coordinator.executor
             results = self._watch(coordinator, good) if self._live else self._decode(coordinator, good)
             self._print_in_order(results)

@@ -15,7 +15,8 @@ from nap_runtime.cli.parser import Parser, budgets, integer, key_value, number
 from nap_runtime.cli.settings import Settings, merge, read_yaml, sync_keys
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES
-from nap_runtime.policy import CONSENSUS_TOP
+from nap_runtime.policy import CONSENSUS_TOP, Placement
+from nap_runtime.study.cost.request import OVERHEAD
 
 _TINY = Path(__file__).resolve().parents[1] / "models" / "nap_tiny" / "decode.json"
 
@@ -155,7 +156,20 @@ RULE = (
     Option("seed", "key of the noise; without a prompt also picks the problem", str(_D.seed), integer, "S"),
 )
 SYNC = (
-    Option("sync", "what workers exchange", _S.mode, metavar=_choices(job.SyncMode), key="mode"),
+    Option(
+        "sync",
+        "what workers exchange; auto: the freshest that costs little enough, by the cost model",
+        _S.mode,
+        metavar=f"{_choices(job.SyncMode)}|auto",
+        key="mode",
+    ),
+    Option(
+        "link",
+        "what workers talk over, of --sync auto: nvlink, 100g, 25g, 10g, 1g, wan, or a file of nap cost calibrate",
+        "measured when the workers are up",
+        metavar="NAME|FILE",
+    ),
+    Option("overhead", "share of the time that syncs may take, of --sync auto", f"{OVERHEAD:g}", number),
     Option("every", "steps between syncs, of tokens, shared and kv", str(_S.period), integer, "K"),
     Option("warmup", "steps that are exact before --every applies", str(_S.warmup), integer, "N"),
     Option("overlap", "exchange beside the next step, of tokens and kv", "off", None),
@@ -182,6 +196,12 @@ PLACE = (
     Option("workers", "workers; more than one run through Ray", "1", integer, "W"),
     Option("simulate", "run the workers as threads of this process, with the same result", "off", None),
     Option("address", "a Ray cluster that runs already", "a local one is started", metavar="HOST:PORT"),
+    Option(
+        "placement",
+        "hosts of the workers: all on one or none (strict-pack), one where it has room, few (pack), many (spread)",
+        "one-host for --sync exact and kv, else spread; pack until --sync auto has measured",
+        metavar=_choices(Placement),
+    ),
     Option("device", "where the network runs", "cpu", metavar="|".join(DEVICES)),
     Option("dtype", "precision of weights and activations", "float32", metavar="|".join(DTYPES)),
     Option("batch-size", "prompts of one length decoded together", "1", integer, "N"),

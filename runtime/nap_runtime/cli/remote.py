@@ -145,6 +145,8 @@ def run_submit(args: argparse.Namespace) -> int:
 
 def _check_server_side(settings: Settings) -> None:
     """A --config file may set what the server decides."""
+    if settings.auto is not None:
+        raise UsageError("sync: a server takes a mode; see nap decode --sync auto --print-config", field="sync")
     for item in fields(Settings):
         if item.name != "config" and getattr(settings, item.name) != item.default:
             raise UsageError(f"{item.name}: the server decides it; leave it out", field=item.name)

@@ -73,9 +73,18 @@ def _longest(settings: Settings) -> str:
 
 @contextmanager
 def coordinator(
-    card: ModelCard, settings: Settings, *, quiet: bool, loaded: LoadedModel | None = None
+    card: ModelCard, settings: Settings, *, quiet: bool, loaded: LoadedModel | None = None, measures: bool = False
 ) -> Iterator[Coordinator]:
-    """A coordinator whose workers are up; they are stopped again whatever happens."""
+    """A coordinator whose workers are up; they are stopped again whatever happens.
+
+    Args:
+        measures: the caller chooses the sync of `--sync auto` once the workers are up.
+
+    Raises:
+        UsageError: the cluster has no room, or a sync is yet to be chosen.
+    """
+    if settings.auto is not None and not measures:
+        raise UsageError("link: this command measures none for --sync auto; give --link NAME|FILE", field="link")
     from nap_runtime.api import make_executor
     from nap_runtime.executor.coordinator import Coordinator
 
@@ -88,16 +97,25 @@ def coordinator(
             model=loaded,
             simulate=settings.simulate,
             address=settings.address,
+            placement=settings.stands,
         )
 
     if interrupted():
         raise KeyboardInterrupt
     executor = _with_status(start, settings) if settings.on_ray and not quiet else start()
+    if settings.on_ray and settings.stands == "one-host" and executor.placement != "strict-pack":
+        _say_apart(executor, settings)
     try:
         yield Coordinator(card, executor)
     finally:
         with _undisturbed():
             executor.close()
+
+
+def _say_apart(executor: Any, settings: Settings) -> None:
+    hosts, mode = len({place.host for place in executor.places}), settings.config.sync.mode
+    text = f"no host has room for {settings.workers} workers; sync '{mode}' sends keys and values between {hosts} hosts"
+    print(f"nap: {text} (--sync auto weighs that)", file=sys.stderr, flush=True)
 
 
 def _with_status(start: Callable[[], Any], settings: Settings) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES, DecodeConfig, SyncPolicy, at_least, one_of
+from nap_runtime.policy import Placement, placement_for
+from nap_runtime.study.cost.request import AutoSync
 
 if TYPE_CHECKING:
     from nap_runtime.models.loading import ModelCard
@@ -25,6 +27,8 @@ class Settings:
         device, dtype: where and in what precision.
         batch_size: canvases of one layout decoded together.
         address: a Ray cluster that runs already (None: a local one is started).
+        placement: on which of its hosts (None: as the sync asks for, `stands`).
+        auto: a sync that is yet to be chosen; until then `config.sync` stands in for it.
 
     Raises:
         UsageError: a value is wrong, or the others leave it unused.
@@ -38,6 +42,8 @@ class Settings:
     dtype: str = "float32"
     batch_size: int = 1
     address: str | None = None
+    placement: Placement | None = None
+    auto: AutoSync | None = None
 
     def __post_init__(self) -> None:
         one_of("device", self.device, DEVICES)
@@ -53,6 +59,11 @@ class Settings:
             raise UsageError("simulate: one worker needs no simulation; give --workers too", field="simulate")
         if self.address is not None and not self.on_ray:
             raise UsageError("address: only several workers run on Ray; give --workers too", field="address")
+        if self.placement is not None:
+            one_of("placement", self.placement, get_args(Placement))
+            if not self.on_ray:
+                text = "placement: only several workers run on Ray; give --workers too"
+                raise UsageError(text, field="placement")
         paths = self.config.n_paths
         known = self.config.layout == "plain" or self.config.paths is not None  # else it is the model's
         if known and self.workers > paths:
@@ -63,6 +74,11 @@ class Settings:
     def on_ray(self) -> bool:
         """Whether the workers are Ray actors."""
         return self.workers > 1 and not self.simulate
+
+    @property
+    def stands(self) -> Placement:
+        """Where the workers stand, the default applied; before a sync is chosen by measuring, `pack`."""
+        return self.placement or ("pack" if self.auto is not None else placement_for(self.config.sync.mode))
 
     @property
     def model_folder(self) -> Path | None:
@@ -76,17 +92,20 @@ class Settings:
         Raises:
             UsageError: a key is unknown or a value wrong.
         """
-        own = {f.name for f in fields(cls)} - {"config"}
-        known = own | {f.name for f in fields(DecodeConfig)}
+        own = {f.name for f in fields(cls)} - {"config", "auto"}
+        known = own | set(_AUTO) | {f.name for f in fields(DecodeConfig)}
         for key in values:
             if key not in known:
                 raise UsageError(f"{key}: unknown key; known are {', '.join(sorted(known))}", field=str(key))
-        config = DecodeConfig.from_mapping({key: value for key, value in values.items() if key not in own})
-        return cls(config=config, **{key: value for key, value in values.items() if key in own})
+        auto = _asked(values)
+        given = {key: value for key, value in values.items() if key not in own and key not in _AUTO}
+        config = DecodeConfig.from_mapping(given if auto is None else {**given, "sync": auto.stand_in()})
+        return cls(config=config, auto=auto, **{key: value for key, value in values.items() if key in own})
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values; `from_mapping` is its inverse."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}
+        assert self.auto is None, "a sync is yet to be chosen"
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("config", "auto")}
         return {**own, **self.config.to_mapping()}
 
     def resolved(self, card: ModelCard) -> Settings:
@@ -94,6 +113,20 @@ class Settings:
         from nap_runtime.models.prompting import DecodeDefaults, resolve
 
         return replace(self, config=resolve(self.config, DecodeDefaults.of(card.path)))
+
+
+_AUTO = ("link", "overhead")
+
+
+def _asked(values: Mapping[str, Any]) -> AutoSync | None:
+    """The sync that is to be chosen; None where a mode is given."""
+    sync = values.get("sync")
+    own = {key: values[key] for key in _AUTO if values.get(key) is not None}
+    if isinstance(sync, Mapping) and sync.get("mode") == "auto":
+        return AutoSync.from_mapping(sync, own)
+    for key in own:
+        raise UsageError(f"{key}: only sync 'auto' uses it; leave it out", field=key)
+    return None
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

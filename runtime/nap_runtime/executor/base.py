@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from nap_runtime.distributed.probe import LinkProbe
 from nap_runtime.worker import Outcome, Report, Task
 
 
@@ -62,6 +63,14 @@ class Executor(Protocol):
 
         Raises:
             NapError: no worker could be put in the place of a lost one.
+        """
+        ...
+
+    def probe(self) -> LinkProbe | None:
+        """Measure what the workers talk over, between two batches; None where they share a process.
+
+        Raises:
+            WorkerError: a worker is gone.
         """
         ...
 

@@ -62,6 +62,9 @@ class InlineExecutor:
     def repair(self) -> None:
         """There is nothing to replace: the workers live and die with this process."""
 
+    def probe(self) -> None:
+        """Nothing is between them."""
+
     def _worker(self, comm: Communicator) -> BlockWorker:
         return BlockWorker(self._denoiser, comm, dtype=self._dtype, device=self._device, compiling=self._compiling)
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from nap_runtime.distributed.probe import LinkProbe, probe
 from nap_runtime.distributed.torch_group import GroupAddress, TorchCommunicator, join_store, open_store
 from nap_runtime.errors import NapError, WorkerError
 from nap_runtime.executor.base import WorkerPlace
@@ -97,6 +98,11 @@ class WorkerProcess:
         if self._device.type == "cuda":
             where = f"{where} {torch.cuda.get_device_properties(self._device).uuid}"
         return WorkerPlace(worker=rank, process=os.getpid(), host=socket.gethostname(), device=where)
+
+    def probe(self) -> LinkProbe:
+        """Measure the group's network; all members do so at once, between two batches."""
+        assert self._comm is not None, "join was not called"
+        return probe(self._comm, self._device)
 
     def leave(self, patience: float) -> bool:
         """Give up the group, whatever the loop is doing; False where the loop cannot be got out of it.

@@ -11,14 +11,16 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from nap_runtime.errors import NapError, UsageError, WorkerError, WorkerLostError
 from nap_runtime.executor.interrupts import on_interrupt
+from nap_runtime.policy import Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,8 @@ class ClusterOptions:
         start_timeout: seconds to wait for the cluster to have room for all workers.
         spares: warm workers that wait for another to be lost.
         liveness: seconds without an answer after which a worker counts as lost.
+        placement: `strict-pack`, all on one host or not at all; `one-host`, so where a host has room, else `pack`;
+            `pack`, on as few hosts as it goes; `spread`, on as many.
     """
 
     address: str | None = None
@@ -38,6 +42,7 @@ class ClusterOptions:
     start_timeout: float = 60.0
     spares: int = 0
     liveness: float = 5.0
+    placement: Placement = "pack"
 
 
 def unanswered(asked: list[Any], seconds: float, *, wanted: Any = None) -> set[int]:
@@ -96,6 +101,62 @@ def cpu_share(workers: int) -> float:
     """CPUs a worker asks for: one, or less where that would leave a worker out (three workers run on two cores)."""
     available = float(ray.cluster_resources().get("CPU", 1.0))
     return max(0.01, min(1.0, int(100 * available / workers) / 100))
+
+
+_STRATEGIES = {"pack": "PACK", "strict-pack": "STRICT_PACK", "spread": "SPREAD"}
+
+
+def reserve(need: Mapping[str, float], bundles: int, cluster: ClusterOptions) -> tuple[PlacementGroup, Placement]:
+    """A bundle a worker, placed as the options say, and what `one-host` came to.
+
+    Raises:
+        UsageError: the cluster, or for `strict-pack` every host of it, has too little room.
+    """
+    what, each = next(iter(need.items()))
+    placement, one = cluster.placement, _largest(what) >= bundles * each
+    have = float(ray.cluster_resources().get(what, 0))
+    if placement == "one-host":
+        group = _reserved(need, bundles, "strict-pack", min(5.0, cluster.start_timeout)) if one else None
+        if group is not None:
+            return group, "strict-pack"
+        placement = "pack"
+    hopeless = placement == "strict-pack" and not one and have >= bundles * each  # a larger cluster would not help
+    group = None if hopeless else _reserved(need, bundles, placement, cluster.start_timeout)
+    if group is None:
+        raise _no_room(what, each, bundles, have, strict=placement == "strict-pack")
+    return group, placement
+
+
+def _reserved(need: Mapping[str, float], bundles: int, placement: Placement, seconds: float) -> PlacementGroup | None:
+    """A placement group; None where there was no room for it in time."""
+    group = placement_group([dict(need)] * bundles, strategy=_STRATEGIES[placement])
+    try:
+        if group.wait(seconds):
+            return group
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    remove_placement_group(group)
+    return None
+
+
+def _largest(what: str) -> float:
+    """What the largest living host has of a resource, in use or not."""
+    return max((node["Resources"].get(what, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+
+
+def _no_room(what: str, each: float, bundles: int, have: float, *, strict: bool) -> UsageError:
+    if strict:
+        text = (
+            f"placement: no host has room for {bundles} workers of {each:g} {what} each; the largest has "
+            f"{_largest(what):g}. Use pack or spread, fewer workers, or a larger host"
+        )
+        return UsageError(text, field="placement")
+    text = (
+        f"workers: the cluster has {have:g} {what} where {bundles} workers need {each:g} each; "
+        f"use fewer workers or a larger cluster"
+    )
+    return UsageError(text, field="workers")
 
 
 @contextlib.contextmanager

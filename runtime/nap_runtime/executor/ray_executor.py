@@ -19,16 +19,17 @@ from typing import Any
 
 import ray
 import torch
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from nap_runtime.distributed.probe import LinkProbe
 from nap_runtime.distributed.torch_group import GroupAddress
-from nap_runtime.errors import NapError, UsageError, WorkerError, WorkerLostError
+from nap_runtime.errors import NapError, WorkerError, WorkerLostError
 from nap_runtime.executor.base import Repair, WorkerPlace
 from nap_runtime.executor.interfaces import use_interface_of
 from nap_runtime.executor.process import Setup, WorkerProcess
 from nap_runtime.executor.ray_cluster import ClusterOptions as ClusterOptions
-from nap_runtime.executor.ray_cluster import connect, cpu_share, interrupts_wait, ray_errors, unanswered
+from nap_runtime.executor.ray_cluster import connect, cpu_share, interrupts_wait, ray_errors, reserve, unanswered
 from nap_runtime.worker import Outcome, Report, Task
 
 
@@ -58,6 +59,8 @@ class _Member:
 
 class RayExecutor:
     """W warm actors in a placement group, joined by a process group (gloo on CPU, NCCL on GPU).
+
+    `placement` is what the workers got: `one-host` comes to `strict-pack` or `pack`.
 
     Raises:
         UsageError: the cluster has no room for the workers.
@@ -101,15 +104,7 @@ class RayExecutor:
         """Reserve a bundle a worker: a GPU each, or a share of the CPUs that lets all of them run at once."""
         bundles = self.workers + self._cluster.spares
         self._need = {"GPU": 1.0} if self._setup.device == "cuda" else {"CPU": cpu_share(bundles)}
-        self._group = placement_group([self._need] * bundles, strategy="PACK")
-        if not self._group.wait(self._cluster.start_timeout):
-            have = ray.cluster_resources()
-            what = next(iter(self._need))
-            raise UsageError(
-                f"workers: the cluster has {have.get(what, 0):g} {what} where {bundles} workers need "
-                f"{self._need[what]:g} each; use fewer workers or a larger cluster",
-                field="workers",
-            )
+        self._group, self.placement = reserve(self._need, bundles, self._cluster)
         made = [self._spawn(bundle) for bundle in range(bundles)]
         self._members, self._spares = made[: self.workers], made[self.workers :]
 
@@ -186,6 +181,12 @@ class RayExecutor:
                     on_report(item)
         if suspicion is not None:
             raise suspicion[1]
+
+    def probe(self) -> LinkProbe:
+        """See `Executor.probe`: the slowest worker's figures."""
+        with ray_errors():
+            found = ray.get([member.actor.probe.remote() for member in self._members], timeout=self._cluster.timeout)
+        return LinkProbe(latency=max(p.latency for p in found), bandwidth=min(p.bandwidth for p in found))
 
     # -- recovery -------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nap_runtime.cli import output, session
+from nap_runtime.cli import auto, output, session
 from nap_runtime.cli.options import read_settings
 from nap_runtime.cli.parser import Parser, positive
 from nap_runtime.cli.settings import Settings
@@ -51,7 +51,7 @@ def open_model(args: argparse.Namespace) -> tuple[ModelCard, Settings]:
     steps = with_tokens_per_step(settings.config, getattr(args, "tokens_per_step", None))
     settings = replace(settings, config=steps)
     session.check_fits(card, settings)
-    return card, settings
+    return card, auto.settle(card, settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ for anybody, and no row were computed for a sync alone. Of syncs with an overhea
 
 1. under topology `isolated`: `none`, which equals one device;
 2. `exact`;
-3. `tokens`, and `kv` (topology `full`) or `shared` (`hub`), at the smallest K of 1, 2, 4, … 64; of two with that K the faster;
+3. `tokens`, and `kv` (topology `full`) or `shared` (`hub`), at the smallest K of 1, 2, 4, … 64; of two the faster;
 4. `none`, whatever its overhead; where the config cannot have it, the sync with the smallest overhead.
 
 Equal inputs give equal choices: nothing is measured here.
@@ -23,7 +23,7 @@ from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.placement import Assignment
 from nap_runtime.errors import DataError, UsageError
-from nap_runtime.job import DecodeConfig, SyncMode
+from nap_runtime.job import DecodeConfig, Rule, SyncMode
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.policy import SyncPolicy
 from nap_runtime.study.cost.predict import DEVICES, LINKS, Device, Machine, Work
@@ -101,7 +101,7 @@ class Decode:
         over = given.picks_over
         names = ("layout", "paths", "path_tokens", "summary_tokens", "gen_length", "steps", "cfg")
         kept: dict[str, Any] = {name: getattr(given, name) for name in names}
-        rule = "confidence" if over == "canvas" else None
+        rule: Rule | None = "confidence" if over == "canvas" else None
         return DecodeConfig(**kept, rule=rule, scope=None if rule is None else over, sync=policy)
 
 

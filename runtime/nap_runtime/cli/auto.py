@@ -1,0 +1,97 @@
+"""`--sync auto`: from settings with a sync to be chosen to settings with one, before anything is decoded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nap_runtime.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from nap_runtime.executor.base import Executor
+    from nap_runtime.models.loading import ModelCard
+    from nap_runtime.study.cost.choose import Choice
+    from nap_runtime.study.cost.predict import Device, Machine
+
+
+def settle(card: ModelCard, settings: Settings, question: str | None = None) -> Settings:
+    """Choose now where nothing has to be measured for it; else the settings as they are, for `measured`.
+
+    Raises:
+        UsageError, DataError: the link is unknown, or its file no calibration.
+    """
+    asked = settings.auto
+    if asked is None or (asked.link is None and settings.on_ray):
+        return settings
+    from nap_runtime.study.cost.choose import machine_of
+    from nap_runtime.study.cost.predict import LINKS, Machine
+
+    if asked.link is None:  # threads of one process, or one worker
+        machine, where = Machine(device=_device(settings), link=LINKS["nvlink"]), "in one process"
+    else:
+        machine, where = machine_of(asked.link, settings.device, _name(settings)), f"over link {asked.link}"
+    return _chosen(card, settings, question, machine, where)
+
+
+def measured(card: ModelCard, settings: Settings, executor: Executor, question: str | None = None) -> Settings:
+    """Measure what the workers talk over, and choose.
+
+    Raises:
+        UsageError: there is no preset for the device.
+        WorkerError: a worker is gone.
+    """
+    if settings.auto is None:
+        return settings
+    from nap_runtime.study.cost.predict import Link, Machine
+
+    found = executor.probe()
+    assert found is not None, "only groups of processes are measured"
+    hosts = len({place.host for place in executor.places})
+    where = (
+        f"on {hosts} {'host' if hosts == 1 else 'hosts'}, measured {1e3 * found.latency:.2f} ms and "
+        f"{found.bandwidth / 1e6:.0f} MB/s"
+    )
+    machine = Machine(device=_device(settings), link=Link(latency=found.latency, bandwidth=found.bandwidth))
+    return _chosen(card, settings, question, machine, where)
+
+
+def _chosen(card: ModelCard, settings: Settings, question: str | None, machine: Machine, where: str) -> Settings:
+    from nap_runtime.models.prompting import build_layout, prompt_ids
+    from nap_runtime.study.cost.ask import PROMPT_TOKENS
+    from nap_runtime.study.cost.choose import Decode, choose
+
+    assert settings.auto is not None, "there is nothing to choose"
+    tokens = PROMPT_TOKENS if question is None else len(prompt_ids(card, question))
+    decode = Decode(
+        layout=build_layout(card, settings.config, tokens),
+        config=settings.config,
+        model=card.config,
+        workers=settings.workers,
+        dtype=settings.dtype,
+        batch=settings.batch_size,
+        threads=1 if settings.device == "cuda" else max(1, (os.cpu_count() or 1) // settings.workers),
+    )
+    choice = choose(settings.auto, decode, machine)
+    print(_line(choice, settings.workers, where), file=sys.stderr, flush=True)
+    return replace(settings, config=settings.config.with_values(sync=choice.policy), auto=None).resolved(card)
+
+
+def _line(choice: Choice, workers: int, where: str) -> str:
+    every = "" if choice.policy.every is None else f" every {choice.policy.every}"
+    group = f"{workers} {'worker' if workers == 1 else 'workers'}"
+    return f"nap: sync auto: {choice.policy.mode}{every}, {group} {where}: {choice.reason}"
+
+
+def _name(settings: Settings) -> str:
+    """The GPU's product name."""
+    from nap_runtime.study.cost.ask import gpu_name
+
+    return gpu_name(settings.device)
+
+
+def _device(settings: Settings) -> Device:
+    from nap_runtime.study.cost.choose import device_of
+
+    return device_of(settings.device, _name(settings))
