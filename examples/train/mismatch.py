@@ -1,6 +1,6 @@
 """Train every arm of mismatch.yaml in this process, one after another, on the same rows from the same weights.
 
-python examples/train/mismatch.py RUN --set model.init=FOLDER        leaves RUN/ARM/model; finished arms are not repeated
+python examples/train/mismatch.py RUN --set model.init=FOLDER   leaves RUN/ARM/model; goes on where it was
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`nap study run | report`."""
+"""`nap study run | report | pack`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nap_runtime.cli import output, session
-from nap_runtime.cli.parser import FAILURE, Parser, key_value
+from nap_runtime.cli.parser import FAILURE, Parser, key_value, positive
 from nap_runtime.errors import NapError
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ a run), problems/ (one line a problem), traces/, report.html and figures/.
 _REPORT = """\
 Write the tables and the report of a study's folder again, from what is finished.
 """
+_PACK = """\
+Keep a study's records in small: the table of runs, and what is right, problem by problem; no texts.
+"""
 
 
 def register(root: Parser) -> None:
@@ -37,9 +40,14 @@ def register(root: Parser) -> None:
     text = "a variable of the study's `set`, repeatable (default: the study's own)"
     run.add_argument("--set", action="append", type=key_value, metavar="NAME=VALUE", help=text)
     run.add_argument("--dry-run", action="store_true", help="check and list the runs, and stop (default: off)")
+    text = "runs that are made at once, each in a process of its own; times are then a shared machine's (default: 1)"
+    run.add_argument("--jobs", type=positive, metavar="N", help=text)
     run.add_argument("--no-report", action="store_true", help="write the tables only (default: the report too)")
     report = group.command("report", _REPORT, _report)
     report.add_argument("folder", metavar="DIR", type=Path)
+    pack = group.command("pack", _PACK, _pack)
+    pack.add_argument("folder", metavar="DIR", type=Path)
+    pack.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where records go (required)")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -52,7 +60,8 @@ def _run(args: argparse.Namespace) -> int:
         print(output.align([(run.id, f"{'; '.join(run.sweeps)}: {_label(run)}") for run in runs]))
         print(f"{len(runs)} runs, {sum(len(run.problems) for run in runs)} decodes")
         return 0
-    failed = run_study(study, args.out, listener=_progress(args.out), cancelled=session.interrupted)
+    jobs = getattr(args, "jobs", 1)
+    failed = run_study(study, args.out, listener=_progress(args.out), cancelled=session.interrupted, jobs=jobs)
     print(args.out / "runs.csv")
     if "no_report" not in args and (args.out / "runs.csv").stat().st_size > 1:
         from nap_runtime.study.report import write_report
@@ -65,6 +74,13 @@ def _report(args: argparse.Namespace) -> int:
     from nap_runtime.study.report import write_report
 
     print(write_report(args.folder))
+    return 0
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from nap_runtime.study.pack import pack
+
+    print(pack(args.folder, args.out))
     return 0
 
 

@@ -77,6 +77,13 @@ def vote(answers: Sequence[str | None]) -> str | None:
     return None if winner is None else spelled[winner]
 
 
+def same_forms(one: str, other: str, *, by_word: bool = False) -> bool:
+    """Whether two answers are one; `by_word` compares words in their order, where letters are no algebra."""
+    if by_word:
+        return one.split() == other.split()
+    return canonical(one) == canonical(other)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathAgreement:
     """How far the paths of problems say the same, over all pairs of paths. None where no pair counts.
@@ -97,19 +104,25 @@ class PathAgreement:
     def of(cls, answers: Sequence[Sequence[str | None]], golds: Sequence[str]) -> PathAgreement:
         """From each problem's path answers, and the right answers."""
         forms = [[None if a is None else canonical(a) for a in paths] for paths in answers]
-        right = [canonical(gold) for gold in golds]
+        wanted = [canonical(gold) for gold in golds]
+        right = [[form == gold for form in paths] for paths, gold in zip(forms, wanted, strict=True)]
+        return cls.of_forms(forms, right)
+
+    @classmethod
+    def of_forms(cls, forms: Sequence[Sequence[str | None]], right: Sequence[Sequence[bool]]) -> PathAgreement:
+        """From texts that are equal where answers are, and whether each is right."""
         pairs = [
-            (a, b, gold)
-            for paths, gold in zip(forms, right, strict=True)
-            for a, b in combinations(paths, 2)
-            if a is not None and b is not None
+            (a, b)
+            for paths, known in zip(forms, right, strict=True)
+            for a, b in combinations(zip(paths, known, strict=True), 2)
+            if a[0] is not None and b[0] is not None
         ]
-        wrong = [(a, b) for a, b, gold in pairs if gold not in (a, b)]
+        wrong = [(a, b) for (a, a_right), (b, b_right) in pairs if not a_right and not b_right]
         return cls(
-            agree=_mean([a == b for a, b, _ in pairs]),
+            agree=_mean([a == b for (a, _), (b, _) in pairs]),
             both_wrong=len(wrong),
             same_wrong=_mean([a == b for a, b in wrong]),
-            wrong_correlation=_wrong_correlation(forms, right),
+            wrong_correlation=_wrong_correlation([[not one for one in known] for known in right if known]),
         )
 
 
@@ -117,8 +130,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _wrong_correlation(forms: Sequence[Sequence[str | None]], right: Sequence[str]) -> float | None:
-    wrong = [[answer != gold for answer in paths] for paths, gold in zip(forms, right, strict=True) if paths]
+def _wrong_correlation(wrong: Sequence[Sequence[bool]]) -> float | None:
     if not wrong:
         return None
     places = list(zip(*wrong, strict=True))

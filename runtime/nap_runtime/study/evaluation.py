@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nap_runtime.errors import DataError
 from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult
-from nap_runtime.metrics.shares import PathAgreement, Share, vote
+from nap_runtime.metrics.shares import PathAgreement, Share, majority, vote
 from nap_runtime.study.measures import mean_of, measures_of
 from nap_runtime.study.problems import Problem
 from nap_runtime.study.rows import RowFile
@@ -29,12 +29,14 @@ def decode_rows(
     rows: RowFile,
     *,
     batch_size: int = 1,
+    bucket: int | None = None,
     extra: Extra | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, Any]]:
     """Decode the problems that have no row yet, and yield their rows as they are written.
 
     Args:
+        bucket: see `Coordinator.decode`.
         extra: further columns of some results, computed together; their rows are written after it.
 
     Raises:
@@ -49,7 +51,7 @@ def decode_rows(
         if problem.index not in rows.rows
     ]
     waiting: list[Item] = []
-    for result in coordinator.decode(jobs, config, batch_size=batch_size, cancelled=cancelled):
+    for result in coordinator.decode(jobs, config, batch_size=batch_size, bucket=bucket, cancelled=cancelled):
         waiting.append((by_index[result.job.index], result))
         if len(waiting) >= batch_size:
             yield from _write(waiting, rows, extra)
@@ -83,14 +85,17 @@ def row_of(problem: Problem, result: DecodeResult) -> dict[str, Any]:
     """What is kept of one decode: texts, answers, order and costs."""
     answer, source = problem.read(result.summary, result.answer)
     nap = result.record.layout.summary is not None
+    answers = [problem.read_path(path) for path in result.paths] if nap else []
     return {
         **_asked(problem),
+        "kind": problem.kind,
         "answer": answer,
         "source": source,
         "correct": problem.is_right(answer),
         "summary": result.summary,
         "paths": list(result.paths) if nap else [],
-        "path_answers": [problem.read_path(path) for path in result.paths] if nap else [],
+        "path_answers": answers,
+        "paths_right": [problem.is_right(one) for one in answers],
         "batch": result.metrics.batch,
         "measures": measures_of(result),
     }
@@ -99,7 +104,6 @@ def row_of(problem: Problem, result: DecodeResult) -> dict[str, Any]:
 def summarise(problems: Sequence[Problem], rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Shares of right answers with Wilson intervals: summary, each path, vote, any path, by group."""
     found = [rows[problem.index] for problem in problems]
-    golds = [problem.gold for problem in problems]
     answers = [row.get("answer") for row in found]
     spoken: list[list[str | None]] = [list(row.get("path_answers") or []) for row in found]
     failed = sum("error" in row for row in found)
@@ -115,16 +119,31 @@ def summarise(problems: Sequence[Problem], rows: Mapping[int, Mapping[str, Any]]
     if width:
         padded = [one or [None] * width for one in spoken]
         values |= {
-            "paths": [Share.equal([one[j] for one in padded], golds).to_json() for j in range(width)],
-            "majority": Share.equal([vote(one) for one in padded], golds).to_json(),
+            "paths": [_share(problems, [one[j] for one in padded]).to_json() for j in range(width)],
+            "majority": _share(problems, [_vote(p, one) for p, one in zip(problems, padded, strict=True)]).to_json(),
             "any_path": _any_path(problems, padded).to_json(),
-            "agreement": asdict(PathAgreement.of(padded, golds)),
+            "agreement": asdict(_agreement(problems, padded)),
         }
     return values
 
 
 def _right(rows: Sequence[Mapping[str, Any]]) -> Share:
     return Share(sum(row.get("correct") is True for row in rows), len(rows))
+
+
+def _share(problems: Sequence[Problem], answers: Sequence[str | None]) -> Share:
+    return Share(sum(p.is_right(answer) for p, answer in zip(problems, answers, strict=True)), len(problems))
+
+
+def _vote(problem: Problem, answers: Sequence[str | None]) -> str | None:
+    """What most paths say; lists are compared word by word."""
+    return majority([problem.form(answer) for answer in answers]) if problem.kind == "list" else vote(answers)
+
+
+def _agreement(problems: Sequence[Problem], spoken: Sequence[Sequence[str | None]]) -> PathAgreement:
+    forms = [[p.form(answer) for answer in said] for p, said in zip(problems, spoken, strict=True)]
+    right = [[p.is_right(answer) for answer in said] for p, said in zip(problems, spoken, strict=True)]
+    return PathAgreement.of_forms(forms, right)
 
 
 def _any_path(problems: Sequence[Problem], spoken: Sequence[Sequence[str | None]]) -> Share:

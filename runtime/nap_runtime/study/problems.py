@@ -1,4 +1,4 @@
-"""Problem sets: GSM8K, MATH-500 and GPQA from local files or the hub, procedural word problems from their generators.
+"""Problem sets: GSM8K, MATH-500 and GPQA from local files or the hub, procedural sets from their generators.
 
 A file is JSONL or parquet with the columns that the set has where it is published:
 
@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from nap_runtime.errors import DataError, UsageError
-from nap_runtime.metrics.answers import find_answer, find_choice, read_answer, same_answer
+from nap_runtime.metrics.answers import canonical, find_answer, find_choice, read_answer, same_answer
 from nap_runtime.metrics.shares import last_number
 
-Kind = Literal["answer", "choice", "words"]
+Kind = Literal["answer", "choice", "words", "list"]
 FROM_FILES = ("gsm8k", "math500", "gpqa")
-GENERATED = ("words", "words-study")
+GENERATED = ("words", "words-study", "lists")
 SETS = (*FROM_FILES, *GENERATED)
 ASKS = ("boxed", "question")
 HUB = {
@@ -44,8 +44,10 @@ class Problem:
         index: its place in the set, from 0; id: its own name.
         question: the whole prompt.
         gold: the right answer.
-        kind: how answers are read: `answer` (any form), `choice` (a letter), `words` (the boxed one alone).
+        kind: how answers are read: `answer` (any form), `choice` (a letter), `words` (the boxed one alone), `list` (the
+            same; a path's is what follows its last colon).
         groups: what the accuracy is also broken down by, such as subject or depth.
+        accepts: whether a text is a right answer, where more than one is (None: those that equal `gold`).
     """
 
     index: int
@@ -54,10 +56,11 @@ class Problem:
     gold: str
     kind: Kind = "answer"
     groups: Mapping[str, str] = field(default_factory=dict)
+    accepts: Callable[[str], bool] | None = field(default=None, compare=False)
 
     def read(self, text: str, boxed: str | None) -> tuple[str | None, str | None]:
         """The answer of a summary, and where it was found; `boxed` is its boxed one."""
-        if self.kind == "words":
+        if self.kind in ("words", "list"):
             return boxed, None if boxed is None else "boxed"
         if self.kind == "choice":
             choice = find_choice(text)
@@ -69,15 +72,36 @@ class Problem:
         """What a path by itself says."""
         if self.kind == "words":
             return last_number(text)
+        if self.kind == "list":
+            return last_list(text)
         return find_choice(text) if self.kind == "choice" else find_answer(text)
 
     def is_right(self, answer: str | None) -> bool:
-        """Whether an answer is the right one."""
+        """Whether an answer is a right one."""
+        if self.accepts is not None:
+            return answer is not None and self.accepts(answer)
         return same_answer(answer, self.gold)
+
+    def form(self, answer: str | None) -> str | None:
+        """What equal answers have in common: lists are compared word by word, all else as `canonical` does."""
+        if answer is None:
+            return None
+        return " ".join(answer.split()) if self.kind == "list" else canonical(answer)
+
+
+def last_list(text: str) -> str | None:
+    """The words after the last colon of a path, its full stop left out; None where there are none."""
+    return " ".join(text.rpartition(":")[2].replace(".", " ").split()) or None
 
 
 def read_problems(
-    name: str, *, data: Path | None = None, n: int | None = None, seed: int = 0, ask: str = "boxed"
+    name: str,
+    *,
+    data: Path | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    ask: str = "boxed",
+    options: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
     """The first `n` problems of a set (None: all; generated sets need a number).
 
@@ -86,6 +110,7 @@ def read_problems(
         data: the file of a set from files (None: the hub, through `datasets`); generated sets take none.
         seed: of the generators, and of the order of GPQA's choices.
         ask: `boxed` asks for a boxed answer, `question` gives the bare question. Generated sets have bare ones.
+        options: of the generator: the knobs of `words-study`, `operations` of `lists`.
 
     Raises:
         UsageError: a value is wrong or unused, or there is no such file.
@@ -98,7 +123,9 @@ def read_problems(
     if name in GENERATED:
         if data is not None:
             raise UsageError(f"data: set '{name}' is generated; leave it out", field="data")
-        return list(_generated(name, n or 500, seed))
+        return list(_generated(name, n or 500, seed, dict(options or {})))
+    if options:
+        raise UsageError(f"options: set '{name}' takes none; leave it out", field="options")
     rows = file_rows(data) if data is not None else hub_rows(*HUB[name])
     where = str(data) if data is not None else HUB[name][0]
     return [_problem(name, where, at, row, seed, ask) for at, row in enumerate(islice(rows, n))]
@@ -107,18 +134,39 @@ def read_problems(
 # -- generated -------------------------------------------------------------------------------------
 
 
-def _generated(name: str, n: int, seed: int) -> Iterator[Problem]:
-    if name == "words":
-        from nap_trainer.words import generate
+def _generated(name: str, n: int, seed: int, options: dict[str, Any]) -> Iterator[Problem]:
+    yield from islice({"words": _plain_words, "words-study": _study, "lists": _lists}[name](seed, options), n)
 
-        for at, problem in enumerate(islice(generate("test", seed=seed), n)):
-            groups = {"family": problem.family}
-            yield _words(at, problem.question, problem.answer, groups)
-    else:
-        from nap_trainer.words_study import generate as generate_study
 
-        for at, item in enumerate(islice(generate_study("test", seed=seed), n)):
-            yield _words(at, item.question, item.answer, {"depth": str(item.depth)})
+def _plain_words(seed: int, options: dict[str, Any]) -> Iterator[Problem]:
+    from nap_trainer.words import generate
+
+    if options:
+        raise UsageError("options: set 'words' takes none; leave it out", field="options")
+    for at, problem in enumerate(generate("test", seed=seed)):
+        yield _words(at, problem.question, problem.answer, {"family": problem.family})
+
+
+def _study(seed: int, options: dict[str, Any]) -> Iterator[Problem]:
+    from nap_trainer.words_study import StudyConfig, generate
+
+    config = StudyConfig.from_mapping(options)
+    for at, item in enumerate(generate("test", seed=seed, config=config)):
+        yield _words(at, item.question, item.answer, {"depth": str(item.depth)})
+
+
+def _lists(seed: int, options: dict[str, Any]) -> Iterator[Problem]:
+    from nap_trainer.lists import OPERATIONS, generate
+
+    operations = options.pop("operations", None)
+    if options:
+        raise UsageError(f"options: {min(options)}: unknown key; known are operations", field="options")
+    for at, item in enumerate(generate("test", seed=seed, operations=operations)):
+        groups = {"kind": OPERATIONS[item.operation].kind, "operation": item.operation}
+        yield Problem(
+            index=at, id=str(at), question=item.question, gold=" ".join(item.answer), kind="list", groups=groups,
+            accepts=item.accepts,
+        )  # fmt: skip
 
 
 def _words(index: int, question: str, answer: int, groups: Mapping[str, str]) -> Problem:

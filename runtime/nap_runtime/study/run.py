@@ -9,6 +9,7 @@ DIR/traces/ID.nap       the trace of its first problem
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -115,7 +116,7 @@ def _checked(reader: Reader, spec: RunSpec, sweep: str) -> Run:
     card = reader.card(str(spec.place("model", "nap-tiny")))
     if card.tokenizer is None:
         raise UsageError("model: it has no tokenizer; problems need one", field="model")
-    for name in ("workers", "batch_size"):
+    for name in ("workers", "batch_size", "bucket"):
         at_least(name, spec.place(name, 1), 1)
     check_device(spec.place("device", "cpu"))
     check_dtype(spec.place("dtype", "float32"))
@@ -168,52 +169,85 @@ def run_study(
     *,
     listener: Listener | None = None,
     cancelled: Callable[[], bool] = lambda: False,
+    jobs: int = 1,
 ) -> int:
     """Make every run that is not finished, and write the tables; returns how many runs failed.
 
+    Args:
+        jobs: runs that are made at once, each in a process of its own (`nap_runtime.study.jobs`). Their seconds are
+            those of a shared machine, and marked so.
+
     Raises:
         UsageError: something cannot be run, or another process writes there.
+        WorkerError: a process of several was killed.
     """
     listener = listener or Listener()
     runs = plan(study)
+    if jobs > 1 and any(run.execution == "ray" for run in runs):
+        raise UsageError("jobs: runs on real workers are made one at a time, for their seconds' sake", field="jobs")
     out.mkdir(parents=True, exist_ok=True)
-    failed = 0
     with RowFile(out / "runs.jsonl", key="run_id") as finished:
         write_text_atomic(out / "study.json", study_json(study, runs))
         todo = [run for run in runs if run.id not in finished.rows]
         listener.on_plan(runs, len(runs) - len(todo))
-        left = sum(len(run.problems) for run in todo)
-        with _Workers() as workers:
-            for number, run in enumerate(todo, start=1):
-                listener.on_run(run, number, len(todo))
-                try:
-                    _make(run, workers.of(run), out, finished, listener, left, cancelled)
-                except (UsageError, CancelledError):
-                    raise
-                except NapError as error:
-                    failed += 1
-                    workers.close()  # whatever broke is not trusted with the next run
-                    listener.on_failure(run, error)
-                left -= len(run.problems)
+        if jobs > 1 and len(todo) > 1:
+            from nap_runtime.study.jobs import run_at_once
+
+            failed = run_at_once(study, todo, out, jobs=jobs, finished=finished, listener=listener, cancelled=cancelled)
+        else:
+            failed = _run_in_turn(todo, out, finished, listener, cancelled)
         belongs = sweeps_of(runs)
         write_tables(out, [row for run, row in finished.rows.items() if run in belongs], belongs)
     return failed
 
 
-def _make(
-    run: Run, coordinator: Coordinator, out: Path, finished: RowFile, listener: Listener, left: int, cancelled: Any
-) -> None:
+def _run_in_turn(
+    todo: Sequence[Run], out: Path, finished: RowFile, listener: Listener, cancelled: Callable[[], bool]
+) -> int:
+    """One run after another in this process; how many failed."""
+    failed, left = 0, sum(len(run.problems) for run in todo)
+    with Workers() as workers:
+        for number, run in enumerate(todo, start=1):
+            listener.on_run(run, number, len(todo))
+            try:
+                finished.add(make(run, workers.of(run), out, listener=listener, left=left, cancelled=cancelled))
+            except (UsageError, CancelledError):
+                raise
+            except NapError as error:
+                failed += 1
+                workers.close()  # whatever broke is not trusted with the next run
+                listener.on_failure(run, error)
+            left -= len(run.problems)
+    return failed
+
+
+def make(
+    run: Run,
+    coordinator: Coordinator,
+    out: Path,
+    *,
+    listener: Listener,
+    left: int = 0,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Decode what is left of a run's problems; its row of the table.
+
+    Raises:
+        NapError: it cannot be decoded, or was cancelled.
+    """
     (out / "problems").mkdir(exist_ok=True)
     (out / "traces").mkdir(exist_ok=True)
     started, at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     trace = out / "traces" / f"{run.id}.nap"
+    place = run.spec.place
     with RowFile(out / "problems" / f"{run.id}.jsonl", key="index", run=run.id) as rows:
         written = decode_rows(
             coordinator,
             run.problems,
             run.config,
             rows,
-            batch_size=int(run.spec.place("batch_size", 1)),
+            batch_size=int(place("batch_size", 1)),
+            bucket=place("bucket"),
             extra=lambda results: _keep_first(results, trace),
             cancelled=cancelled,
         )
@@ -221,8 +255,7 @@ def _make(
         for row in written:
             left -= 1
             listener.on_problem(run, row, left)
-        row_values = _row(run, rows.rows) | {"started": at, "wall_seconds": time.perf_counter() - started}
-    finished.add(row_values)
+        return _row(run, rows.rows) | {"started": at, "wall_seconds": time.perf_counter() - started}
 
 
 def _keep_first(results: list[DecodeResult], trace: Path) -> list[Mapping[str, Any]]:
@@ -272,6 +305,7 @@ def settings_columns(run: Run) -> dict[str, Any]:
         **{f"sync_{key}": value for key, value in sync.items()},
         "sync_every": None if run.config.sync.mode in ("exact", "none") else run.config.sync.period,
         **{f"problems_{key}": problems.get(key) for key in ("set", "seed", "ask")},
+        "problems_options": json.dumps(problems["options"], sort_keys=True) if "options" in problems else None,
         "n": len(run.problems),
     }
 
@@ -283,8 +317,6 @@ def sweeps_of(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
 
 def study_json(study: Study, runs: Sequence[Run]) -> str:
     """What a report needs to know of a study: its texts, and which runs each sweep has, in order."""
-    import json
-
     sweeps = [
         {
             "name": sweep.name,
@@ -301,14 +333,14 @@ def study_json(study: Study, runs: Sequence[Run]) -> str:
     return json.dumps({**values, "sweeps": sweeps, "source": study.source}, indent=1, default=str) + "\n"
 
 
-class _Workers:
+class Workers:
     """The warm group of the runs at hand; another group is started in its place."""
 
     def __init__(self) -> None:
         self._key: GroupKey | None = None
         self._coordinator: Coordinator | None = None
 
-    def __enter__(self) -> _Workers:
+    def __enter__(self) -> Workers:
         return self
 
     def of(self, run: Run) -> Coordinator:
