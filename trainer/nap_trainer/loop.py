@@ -54,7 +54,7 @@ class Trainer:
         self.settings, self.ranks, self.prepared = settings, ranks, prepared
         schedule, run = settings.schedule, settings.run
         self.accumulation = schedule.accumulation(ranks.world)
-        self.fused = run.compile and ranks.device.type == "cuda"
+        self.fused = bool(run.compile) and ranks.device.type == "cuda"
         self.loader = Loader(
             prepared.table,
             settings.data,
@@ -101,7 +101,8 @@ class Trainer:
     def _start(self) -> ZeroEngine:
         settings = self.settings
         loss = DiffusionLoss(self.model, head_chunk=settings.run.head_chunk)
-        if settings.run.compile and settings.zero.stage == 3:  # weights come and go inside a layer
+        # Under stage 3 weights come and go inside a layer.
+        if settings.run.compile == "parts" or (settings.run.compile and settings.zero.stage == 3):
             self.model.use_kernels(compiled_kernels())
         elif settings.run.compile:
             loss.compile(dynamic=False)

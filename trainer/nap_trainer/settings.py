@@ -229,7 +229,8 @@ class RunSection(Section):
         seed: of masks and of everything drawn in training.
         checkpoint_every: steps between checkpoints (0: only the last); `keep` of them stay.
         log_every: steps between figures.
-        compile: torch.compile of model and loss; at ZeRO stage 3 of the layers' element-wise parts alone.
+        compile: torch.compile of model and loss, once for every shape of batch; `parts`: of the layers' element-wise
+            parts alone, whatever the shape, which is all that `true` means at ZeRO stage 3.
         gradient_checkpointing: recompute layers in the backward pass.
         head_chunk: rows that go through the vocabulary's head at once.
         tensorboard: write TensorBoard files into `out`.
@@ -241,7 +242,7 @@ class RunSection(Section):
     checkpoint_every: NaturalInt = 0
     keep: PositiveInt = 2
     log_every: PositiveInt = 10
-    compile: bool = False
+    compile: bool | Literal["parts"] = False
     gradient_checkpointing: bool = False
     head_chunk: PositiveInt = 8192
     tensorboard: bool = True
