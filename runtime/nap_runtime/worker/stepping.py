@@ -11,7 +11,7 @@ report, a step that is done by hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -99,7 +99,8 @@ class DeviceSteps:
         self._seed = torch.tensor(plan.config.seed, dtype=torch.int64, device=self._device)
         self._slots: dict[Kind, Slots] = {}
         self._done = _committed_before(plan)
-        self._options, self._gather = options, gatherer(options)
+        self._options = replace(options, mode="default", unroll=1)  # what is compiled is the same in graphs
+        self._gather = gatherer(self._options)
 
     # -- which steps --------------------------------------------------------------------------------------------
 
