@@ -15,9 +15,10 @@ _MARK = re.compile(r"<!-- ((?:run by|needs): .+?) -->\n$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """A fenced piece of shell: where it begins, what the comment before it says, its commands on a line each."""
+    """A fenced piece of shell: its line, the heading above it, the comment before it, its commands."""
 
     line: int
+    heading: str
     mark: str
     commands: tuple[str, ...]
 
@@ -29,16 +30,26 @@ def fences(text: str) -> list[Fence]:
         language, body = match.groups()
         mark = _MARK.search(text[: match.start()])
         if language in SHELL:
-            line = text[: match.start()].count("\n") + 1
+            before = text[: match.start()]
+            headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", before, flags=re.M | re.S), re.M)
             commands = tuple(_commands(body, console=language == "console"))
-            found.append(Fence(line=line, mark=mark[1] if mark else "", commands=commands))
+            found.append(
+                Fence(
+                    line=before.count("\n") + 1,
+                    heading=headings[-1] if headings else "",
+                    mark=mark[1] if mark else "",
+                    commands=commands,
+                )
+            )
     return found
 
 
-def commands(page: str, test: str) -> list[str]:
-    """Those commands of a page, a path from the root, that are marked to be run by `test`, in order."""
-    text = (ROOT / page).read_text()
-    return [command for fence in fences(text) if fence.mark == f"run by: {test}" for command in fence.commands]
+def section(page: str, heading: str) -> list[str]:
+    """Commands below a heading of a page (a path from the root) that a test runs, in order."""
+    marked = [fence for fence in fences((ROOT / page).read_text()) if fence.heading == heading]
+    found = [command for fence in marked if fence.mark.startswith("run by: ") for command in fence.commands]
+    assert found, f"{page} has no commands to run below {heading!r}"
+    return found
 
 
 def _commands(body: str, *, console: bool) -> list[str]:

@@ -1,13 +1,14 @@
 """Every shell command of the cluster pages is run by a test here, or says what it needs instead.
 
-A fence of shell commands (sh, bash, shell, console or no language; output has the language `text`) has a comment on the line before it, one of
+A fence of shell commands (sh, bash, shell, console or no language; output is fenced as `text`) has a comment on the
+line before it, one of
 
     <!-- run by: tests/multihost/test_ray_up.py -->    a test runs each of its commands, word for word
     <!-- needs: account -->                            somebody's account with a cloud
     <!-- needs: cluster -->                            a Kubernetes cluster, GPUs, or hosts of one's own
 
-A test runs a command word for word when it takes it from the page: `pages.commands(page)` gives the commands with
-that mark; or when the command stands in the test as a string.
+A test runs a command when it takes it from the page (`pages.section(page, heading)`; page and heading stand in the
+test as strings), or when the command itself stands in the test.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pages import NEEDS, ROOT, Fence, fences
 
 PAGES = sorted([*ROOT.glob("docs/cluster/**/*.md"), *ROOT.glob("cluster_configs/**/*.md")])
 EXAMPLE = """
+# First
+
 <!-- needs: account -->
 ```sh
 aws configure
@@ -28,9 +31,12 @@ aws configure
 ```console
 $ one \\
     --more
+# no heading
 output
 $ two  # why
 ```
+
+## Second
 
 ```yaml
 a: b
@@ -45,9 +51,9 @@ bare
 def test_what_a_page_says() -> None:
     found = fences(EXAMPLE)
     assert found == [
-        Fence(line=3, mark="needs: account", commands=("aws configure",)),
-        Fence(line=8, mark="run by: tests/a.py", commands=("one --more", "two")),
-        Fence(line=19, mark="", commands=("bare",)),
+        Fence(line=5, heading="First", mark="needs: account", commands=("aws configure",)),
+        Fence(line=10, heading="First", mark="run by: tests/a.py", commands=("one --more", "two")),
+        Fence(line=24, heading="Second", mark="", commands=("bare",)),
     ]
 
 
@@ -64,10 +70,10 @@ def test_every_command_is_run_or_says_what_it_needs(page: Path) -> None:
 
 
 def assert_run(where: str, page: Path, test: Path, fence: Fence) -> None:
-    """The test takes its commands from this page, or has each of them."""
+    """The test takes the commands below this heading from this page, or has each of them."""
     assert test.is_file(), f"{where}: there is no {test}"
     source = test.read_text()
-    if f'commands("{page.relative_to(ROOT)}"' in source:
+    if f'"{page.relative_to(ROOT)}"' in source and f'"{fence.heading}"' in source:
         return
     missing = [command for command in fence.commands if command not in source]
     assert not missing, f"{where}: {test.name} does not run {missing}"

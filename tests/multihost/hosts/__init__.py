@@ -16,9 +16,9 @@ with Cluster(3, path=[Path(sys.prefix) / "bin"], env={"RAY_AUTH_MODE": "token"})
     late = hosts.add()                                           # one host more, on the same network
 ```
 
-What is shared with the machine: kernel, users, every file outside the private folders, and the processors. Hosts see
-each other and nothing else: there is no way out, so no test needs a network. All addresses are the same in every
-cluster, and clusters do not see each other; any number may run side by side.
+Hosts share /mnt among themselves. What is shared with the machine: kernel, users, every file outside the private
+folders, and the processors. Hosts see each other and nothing else: there is no way out, so no test needs a network.
+All addresses are the same in every cluster, and clusters do not see each other; any number may run side by side.
 
 Nothing outlives the process that made a cluster, even if that is killed: each host's first process ends at the end of
 its standard input. Folders that a killed process left under /var/tmp/nap-hosts are removed by the next cluster.

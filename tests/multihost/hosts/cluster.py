@@ -32,6 +32,7 @@ PidFile none
 PrintMotd no
 MaxStartups 100
 Subsystem sftp internal-sftp
+SetEnv {environment}
 """
 _numbers = itertools.count()
 
@@ -48,6 +49,8 @@ class Cluster:
         env: further environment of every host, in the same places.
         visible: paths below the home or /tmp of this machine that hosts see at the same place. The checkout and the
             Python that runs this always are.
+
+    /mnt is one folder that all hosts share, as they would share a disk of the network; `mnt` is where it lies here.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Cluster:
         self._hosts: list[Host] = []
         self._switch: Switch | None = None
         self._folder = ROOT / f"{os.getpid()}-{next(_numbers)}"
+        self.mnt = self._folder / "mnt"
 
     def __enter__(self) -> Cluster:
         sweep()
@@ -118,11 +122,12 @@ class Cluster:
 
     def _prepare(self) -> None:
         """What all hosts share: keys, sshd's settings, names, the login environment."""
-        self._folder.mkdir(parents=True)
+        self.mnt.mkdir(parents=True)
         for key in ("host_key", "id_ed25519"):
             line = [find("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(self._folder / key)]
             subprocess.run(line, check=True, stdin=subprocess.DEVNULL)
-        (self._folder / "sshd_config").write_text(_SSHD.format(folder=self._folder))
+        environment = " ".join(f'{name}="{value}"' for name, value in self._env.items())
+        (self._folder / "sshd_config").write_text(_SSHD.format(folder=self._folder, environment=environment))
         (self._folder / "profile.d").mkdir()
         login = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self._env.items())
         (self._folder / "profile.d" / "hosts.sh").write_text(login)
@@ -140,15 +145,15 @@ class Cluster:
         own = {"/etc/hosts": folder / "hosts", "/etc/hostname": folder / "hostname"}
         etc = {**own, "/etc/profile.d": self._folder / "profile.d"}
         sshd = [find("sshd"), "-D", "-f", str(self._folder / "sshd_config"), "-E", str(folder / "sshd.log")]
-        hidden = [Path("/tmp"), HOME]
+        hidden = [Path("/tmp"), Path("/mnt"), HOME]
         visible = [path for path in self._visible if any(path.is_relative_to(top) for top in hidden)]
         return Machine(
-            name=name, address=address, folder=folder, visible=visible, sshd=sshd, env=self._env,
+            name=name, address=address, folder=folder, mnt=self.mnt, visible=visible, sshd=sshd, env=self._env,
             etc={file: own for file, own in etc.items() if Path(file).exists()},
         )  # fmt: skip
 
     def _write_home(self, home: Path) -> None:
-        """Keys for ssh both ways, and the environment for shells that are not login shells."""
+        """Keys for ssh both ways."""
         home.chmod(0o700)
         ssh = home / ".ssh"
         ssh.mkdir(mode=0o700)
@@ -156,7 +161,6 @@ class Cluster:
         shutil.copy(self._folder / "id_ed25519.pub", ssh / "authorized_keys")
         host_key = (self._folder / "host_key.pub").read_text()
         (ssh / "known_hosts").write_text(f"node*,10.77.0.* {host_key}")
-        (home / ".bashrc").write_text((self._folder / "profile.d" / "hosts.sh").read_text())
 
 
 def sweep() -> None:

@@ -29,6 +29,7 @@ class Machine:
         name: hostname.
         address: IPv4 address.
         folder: where the host's own files lie on the machine.
+        mnt: what its /mnt is.
         etc: files of the machine → the host's replacement.
         visible: paths inside private folders that the host sees all the same.
         sshd: the command of its ssh server.
@@ -38,6 +39,7 @@ class Machine:
     name: str
     address: str
     folder: Path
+    mnt: Path
     etc: Mapping[str, Path]
     visible: Sequence[Path]
     sshd: Sequence[str]
@@ -45,7 +47,7 @@ class Machine:
 
     def spec(self) -> str:
         """The argument of `init.py`."""
-        private = {"/tmp": self.folder / "tmp", str(HOME): self.folder / "home"}
+        private = {"/tmp": self.folder / "tmp", str(HOME): self.folder / "home", "/mnt": self.mnt}
         return json.dumps({
             "name": self.name, "etc": {file: str(own) for file, own in self.etc.items()},
             "private": {folder: str(own) for folder, own in private.items()}, "memory": ["/run", "/dev/shm"],

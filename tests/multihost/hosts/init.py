@@ -37,7 +37,7 @@ def bind_all(spec: dict[str, Any]) -> None:
     for folder, own in spec["private"].items():
         mount("--bind", own, folder)
     for folder in spec["memory"]:
-        mount("-t", "tmpfs", "-o", "size=4g,mode=1777", "none", folder)
+        mount("-t", "tmpfs", "-o", "mode=1777", "none", folder)
     for file, own in spec["etc"].items():
         mount("--bind", own, file)
     for stage, path in staged:

@@ -18,6 +18,7 @@ NEEDED = {
     "ssh": "openssh-client",
     "sshd": "openssh-server",
     "ssh-keygen": "openssh-client",
+    "ps": "procps",
 }
 # Commands of administrators are not always on the PATH of a shell that did not log in.
 SEARCH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
