@@ -144,6 +144,14 @@ def test_words_and_words_study(nap: Nap, model: Path, tmp_path: Path) -> None:
     assert sum(share["n"] for share in values["groups"]["depth"].values()) == 4
 
 
+def test_lists(nap: Nap, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lists.jsonl"
+    ran = nap("eval", "lists", "--model", model, "--n", 5, "--tokens-per-step", 10, "--out", out)
+    assert ran.code == 0, ran.err
+    assert "5 of lists" in ran.out
+    assert [set(row) >= {"operation", "kind", "correct", "path_answers"} for row in lines(out)] == [True] * 5
+
+
 def test_layout_plain(nap: Nap, model: Path, gsm8k: Path, tmp_path: Path) -> None:
     argv = ["--layout", "plain", "--gen-length", 8, "--tokens-per-step", 4, "--out", tmp_path / "r.jsonl", "--json"]
     ran = nap("eval", "gsm8k", "--data", gsm8k, "--model", model, "--n", 2, *argv)

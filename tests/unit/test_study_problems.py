@@ -19,6 +19,7 @@ from nap_runtime.metrics.shares import PathAgreement, Share, vote
 from nap_runtime.study.evaluation import summarise
 from nap_runtime.study.problems import Problem, read_problems
 from nap_runtime.study.rows import RowFile, digest_of
+from nap_trainer.lists import OPERATIONS
 
 GSM = [
     {"question": "Two and two?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"},
@@ -88,6 +89,61 @@ def test_generated_sets() -> None:
     assert study[0].read("the answer is 5", None) == (None, None)  # only a box counts
     assert study[0].read_path("12 + 05 bob 17") == "17"
     assert read_problems("words", n=2, seed=1) == words[:2]
+
+
+def test_lists_know_every_right_answer() -> None:
+    problems = read_problems("lists", n=60, seed=1)
+    assert {p.groups["operation"] for p in problems} == set(OPERATIONS)
+    assert all(p.is_right(p.gold) and not p.is_right(None) for p in problems)
+    shuffle = next(p for p in problems if p.groups["operation"] == "shuffle")
+    given = shuffle.question.split()[1:]
+    turned = " ".join([*given[1:], given[0]])
+    assert shuffle.is_right(turned)
+    assert not shuffle.is_right(" ".join(given))
+    assert not shuffle.is_right("".join(turned.split()))  # words, not letters
+    assert shuffle.read_path("from the back : 3 ash 1 oak : oak elm  ash .") == "oak elm ash"
+    assert shuffle.read_path(" . ") is None
+    assert shuffle.read("…", "oak elm") == ("oak elm", "boxed")
+    choices = read_problems("lists", n=8, options={"operations": ["shuffle", "sort"]})
+    assert {p.groups["operation"] for p in choices} == {"shuffle", "sort"}
+
+
+def test_options_of_generated_sets() -> None:
+    deep = read_problems("words-study", n=6, options={"min_depth": 4, "max_depth": 5})
+    assert {p.groups["depth"] for p in deep} <= {"4", "5"}
+    for name, options, text in [
+        ("words", {"a": 1}, "set 'words' takes none"),
+        ("gsm8k", {"a": 1}, "set 'gsm8k' takes none"),
+        ("words-study", {"depth": 1}, "depth: unknown key"),
+        ("lists", {"a": 1}, "a: unknown key; known are operations"),
+        ("lists", {"operations": ["sorted"]}, "unknown operation 'sorted'"),
+    ]:
+        with pytest.raises(UsageError, match=text):
+            read_problems(name, n=1, options=options, data=Path(__file__) if name == "gsm8k" else None)
+
+
+def test_lists_are_summed_up_word_by_word() -> None:
+    """Two orders of the same letters are one product to algebra, and two lists here."""
+
+    def problem(index: int, gold: str, accepts: Any) -> Problem:
+        return Problem(index=index, id=str(index), question="", gold=gold, kind="list", accepts=accepts)
+
+    problems = [
+        problem(0, "ab ba", lambda text: text.split() == ["ab", "ba"]),
+        problem(1, "x y", lambda text: "z" not in text),
+    ]
+    said = [["ba ab", "ab  ba", "ba ab"], ["y x", "x y", "z"]]
+    rows = {
+        p.index: {"correct": False, "answer": None, "path_answers": paths}
+        for p, paths in zip(problems, said, strict=True)
+    }
+    found = summarise(problems, rows)
+    assert [path["right"] for path in found["paths"]] == [1, 2, 0]
+    assert found["majority"]["right"] == 1  # of the first the vote is "ba ab", wrong; of the second "y x", right
+    assert found["any_path"]["right"] == 2
+    agreement = found["agreement"]
+    assert agreement["agree"] == 1 / 6
+    assert (agreement["both_wrong"], agreement["same_wrong"]) == (1, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`nap eval gsm8k | math500 | gpqa | words-study`: accuracy on problems of a file, or on the study's own."""
+"""`nap eval gsm8k | math500 | gpqa | words-study | lists`: accuracy on problems of a file, or on the study's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _ABOUT = {
     "math500": "Competition problems; a row has problem and answer.",
     "gpqa": "Multiple-choice science; a row has Question, Correct Answer, Incorrect Answer 1 to 3.",
     "words-study": "Generated word problems of 2 to 8 operations, the test split; --seed picks them.",
+    "lists": "Generated list operations, the test split; --seed picks them. Where several lists are right, each is.",
 }
+_GENERATED = ("words-study", "lists")
 _MORE = """
 
 The accuracy has a 95% Wilson interval. Beside it stand each path by itself, the paths' vote, and whether any path is
@@ -32,7 +34,7 @@ def register(group: Parser) -> None:
     """Add the commands."""
     for name, about in _ABOUT.items():
         parser = group.command(name, about + _MORE, partial(_run, name))
-        generated = name == "words-study"
+        generated = name in _GENERATED
         parser.add_argument(
             "--n", type=positive, metavar="N", help=f"problems (default: {500 if generated else 'all'})"
         )
