@@ -1,4 +1,4 @@
-"""The service with many groups of scripted workers: what a job, a report and a sync cost its coordinators and server.
+"""The service with many groups of scripted workers: what a job, a report and a sync cost coordinators and server.
 
     python benchmarks/scale.py                                   # 1, 4, 16 and 64 groups of 4 workers, 1,000 jobs at 16
     python benchmarks/scale.py --groups 16 --profile             # and where the server's time goes
@@ -8,8 +8,8 @@ scripted (`scale_group.py`): they sleep for `--step-ms` a step and run no networ
 network, the exchanges between workers, and Ray's delivery of reports.
 
 Each row is a server of its own, with `--jobs-per-group` jobs a group on canvases of the paper's size; every job is
-watched by a client in another process unless `--no-watch`. CPU seconds are of threads or processes, so they do not depend
-on how many others share the machine's cores (their caches do).
+watched by a client in another process unless `--no-watch`. CPU seconds are of threads or processes: they depend little
+on who else uses the machine's cores.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--groups", type=integers, default=[1, 4, 16, 64], help="numbers of groups, one row each")
     parser.add_argument("--workers", type=int, default=4, help="workers of a group, one path each")
     parser.add_argument("--jobs-per-group", type=float, default=62.5, help="jobs, times the groups")
+    parser.add_argument("--most-jobs", type=int, default=1000, help="jobs of a row at most")
     parser.add_argument("--batch", type=int, default=8, help="jobs that a group decodes together")
     parser.add_argument("--step-ms", type=float, default=30.0, help="what a scripted step takes")
     parser.add_argument("--path-tokens", type=int, default=330)
@@ -121,7 +122,7 @@ async def _measure(args: argparse.Namespace, groups: int) -> dict[str, Any]:
         folder = Path(scratch)
         os.environ |= {scale_group.STATS: scratch, scale_group.STEP_SECONDS: str(args.step_ms / 1000)}
         Group.module = "scale_group"
-        jobs = round(args.jobs_per_group * groups)
+        jobs = min(round(args.jobs_per_group * groups), args.most_jobs)
         with _counted_transactions() as transactions, _profiled(args.profile) as profiles:
             server = Server(_settings(args, groups, folder), Log(as_json=True, level="error"))
             await server.start()

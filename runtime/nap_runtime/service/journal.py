@@ -192,11 +192,20 @@ class Journal:
             step: up to where the canvas is now journaled; None: no further than before.
         """
         with self.transaction():
-            if not self._holds(job_id, attempt):
+            found = self._db.execute(
+                "UPDATE jobs SET step = coalesce(?, step), last_event = last_event + ?"
+                " WHERE id = ? AND attempt = ? AND state = 'running' RETURNING row, last_event",
+                (step, len(events), job_id, attempt),
+            ).fetchone()
+            if found is None:
                 return []
-            if step is not None:
-                self._db.execute("UPDATE jobs SET step = ? WHERE id = ?", (step, job_id))
-            return [self._add_event(job_id, attempt, kind, body, extra, now) for kind, body, extra in events]
+            first = found[1] - len(events) + 1
+            rows = [
+                EventRow(number=number, time=now, attempt=attempt, kind=kind, body=body, extra=extra)
+                for number, (kind, body, extra) in enumerate(events, first)
+            ]
+            self._insert(found[0], rows)
+            return rows
 
     def finish(
         self,
@@ -274,12 +283,6 @@ class Journal:
             self._db.execute("PRAGMA incremental_vacuum").fetchall()
         return gone
 
-    def _holds(self, job_id: str, attempt: int) -> bool:
-        found = self._db.execute(
-            "SELECT 1 FROM jobs WHERE id = ? AND attempt = ? AND state = 'running'", (job_id, attempt)
-        ).fetchone()
-        return found is not None
-
     def _add_event(
         self, job_id: str, attempt: int | None, kind: EventKind, body: bytes, extra: bytes, now: float
     ) -> EventRow:
@@ -289,11 +292,14 @@ class Journal:
         event = EventRow(
             number=number, time=now, attempt=epoch if attempt is None else attempt, kind=kind, body=body, extra=extra
         )
-        self._db.execute(
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (row, number, now, event.attempt, kind, body, extra),
-        )
+        self._insert(row, [event])
         return event
+
+    def _insert(self, job: int, events: Sequence[EventRow]) -> None:
+        self._db.executemany(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(job, e.number, e.time, e.attempt, e.kind, e.body, e.extra) for e in events],
+        )
 
     # -- reading ------------------------------------------------------------------------------------------------
 
