@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from nap_runtime import __version__
 from nap_runtime.cli import (
+    bench,
     cost,
     data,
     decode,
@@ -48,7 +49,22 @@ def build_parser() -> Parser:
     root = Parser("nap", _ABOUT)
     root.add_argument("--version", action="version", version=f"nap {__version__}", help="print the version and stop")
     root.group_of_commands()
-    for module in (decode, serve, remote, trace, measure, evaluate, study, probe, cost, seqdep, models, data, doctor):
+    for module in (
+        decode,
+        serve,
+        remote,
+        trace,
+        measure,
+        evaluate,
+        study,
+        probe,
+        cost,
+        bench,
+        seqdep,
+        models,
+        data,
+        doctor,
+    ):
         module.register(root)
     return root
 
