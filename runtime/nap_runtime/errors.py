@@ -12,6 +12,7 @@
     ├── DecodeError         a decode could not be finished
     │   ├── WorkerError     a worker failed
     │   │   └── WorkerLostError   a worker's process died, froze or was cut off
+    │   │       └── NoRoomError   no host is left for it
     │   └── CancelledError  the caller asked for it
     ├── JournalError        the service's job journal cannot be read or written
     └── ServiceError        a call to the service did not succeed
@@ -76,6 +77,10 @@ class CancelledError(DecodeError):
 
 class WorkerLostError(WorkerError):
     """A worker's process died, froze or was cut off from its group: the others can go on without it."""
+
+
+class NoRoomError(WorkerLostError):
+    """A lost worker cannot be replaced until the cluster has another host."""
 
 
 class JournalError(NapError):

@@ -167,6 +167,7 @@ class Wire:
         self.forwards += steps
         self.rows_computed += rows
         self.rows_recomputed += extra_rows
+        self._keep_pace()
         first, share = rows not in self._rows_seen, extra_rows / max(rows, 1)
         self._rows_seen.add(rows)
         self._steps.append(_StepSpan(self.clock.mark(), share, len(self._waits), rows=rows, first=first))
@@ -178,13 +179,15 @@ class Wire:
             self._first_commit = self._steps[-1].stop
 
     def pace(self) -> Pace:
-        """What has been computed so far; one other thread may ask, at any time."""
+        """What has been computed so far. Any thread may ask; it reads no event, which a capture would not bear."""
+        return replace(self._pace, current=self._current())
+
+    def _keep_pace(self) -> None:
         while self._paced < len(self._steps) and (span := self._steps[self._paced]).over:
             self._paced += 1
             if not span.first:
                 known, seconds = self._pace, self._computing(span)
                 self._pace = Pace(known.steps + 1, known.rows + span.rows, known.seconds + seconds)
-        return replace(self._pace, current=self._current())
 
     def _computing(self, span: _StepSpan) -> float:
         assert span.stop is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nap_runtime.distributed.probe import LinkProbe
+from nap_runtime.executor.liveness import Straggler
 from nap_runtime.worker import Outcome, Report, Task
 
 
@@ -37,7 +38,14 @@ class Repair:
 
 
 class Executor(Protocol):
-    """W warm workers that decode one batch after another."""
+    """W warm workers that decode one batch after another.
+
+    Attributes:
+        on_straggler: called while a batch runs, with the workers that are much slower than their peers, whenever
+            others are than before.
+    """
+
+    on_straggler: Callable[[tuple[Straggler, ...]], None] | None
 
     @property
     def workers(self) -> int:

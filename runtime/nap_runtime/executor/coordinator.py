@@ -17,8 +17,9 @@ from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.meters import RunMeters
 from nap_runtime.decoding.placement import Assignment
 from nap_runtime.decoding.record import DecodeRecord
-from nap_runtime.errors import CancelledError, DecodeError, NapError, WorkerLostError
+from nap_runtime.errors import CancelledError, DecodeError, NapError, NoRoomError, WorkerLostError
 from nap_runtime.executor.base import Executor, Repair
+from nap_runtime.executor.liveness import Straggler
 from nap_runtime.executor.progress import Common, Earlier, Progress
 from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult, LiveAnswer, at_least
 from nap_runtime.metrics.answers import extract_boxed, same_answer
@@ -77,6 +78,9 @@ class Observer:
 
     def on_recovery(self, batch: Batch, recovery: Recovery) -> None:
         """A worker was lost, what is not common is forgotten, and the decode goes on."""
+
+    def on_straggler(self, batch: Batch, slow: Sequence[Straggler]) -> None:
+        """These workers, and no others, are much slower than their peers now. From the thread that runs the batch."""
 
     def on_result(self, result: DecodeResult | JobFailure) -> None:
         """A job has ended."""
@@ -193,17 +197,29 @@ class Coordinator:
                     observer.on_common(batch, common)
 
         task = replace(batch.task, report_every=observer.report_every, report_early=observer.report_early)
-        lost, lost_at = 0, -1
+        self.executor.on_straggler = lambda slow: observer.on_straggler(batch, slow)
+        losses, lost_at = 0, -1
+        failure: WorkerLostError | None = None
         while True:
             try:
+                if failure is not None:
+                    self._repair(batch, progress, observer, failure)
+                    failure = None
                 task = replace(task, resume=progress.roll_back())
                 return self.executor.run(task, on_report=on_report, cancelled=cancelled)
-            except WorkerLostError as error:
-                lost, lost_at = (lost + 1 if progress.step == lost_at else 1), progress.step
-                repair = self.executor.repair() if lost <= _REPAIRS else None
-                if repair is None:
+            except NoRoomError:
+                raise
+            except WorkerLostError as error:  # of a decode, or in the middle of a repair
+                losses, lost_at, failure = (losses + 1 if progress.step == lost_at else 1), progress.step, error
+                if losses > _REPAIRS:
                     raise
-                observer.on_recovery(batch, Recovery(step=progress.step, reason=str(error), repair=repair))
+
+    def _repair(self, batch: Batch, progress: Progress, observer: Observer, failure: WorkerLostError) -> None:
+        """Make the group whole again, or fail as it did."""
+        repair = self.executor.repair()
+        if repair is None:
+            raise failure
+        observer.on_recovery(batch, Recovery(step=progress.step, reason=str(failure), repair=repair))
 
     def _result(
         self, batch: Batch, canvas: int, outcomes: list[Outcome], progress: Progress, meters: RunMeters

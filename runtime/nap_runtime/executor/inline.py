@@ -12,6 +12,7 @@ import torch
 from nap_runtime.distributed.comm import Communicator, Solo, ThreadGroup
 from nap_runtime.errors import NapError, WorkerError
 from nap_runtime.executor.base import WorkerPlace
+from nap_runtime.executor.liveness import Straggler
 from nap_runtime.models.compiled import EAGER_STEP, CompileOptions
 from nap_runtime.worker import BlockWorker, Denoiser, Outcome, Report, Task, prepare
 
@@ -39,6 +40,7 @@ class InlineExecutor:
         compiling: CompileOptions = EAGER_STEP,
     ) -> None:
         self.workers, self._compiling = workers, compiling
+        self.on_straggler: Callable[[tuple[Straggler, ...]], None] | None = None  # all run on this process's time
         self._dtype, self._device = dtype, torch.device(device)
         compiling.check(self._device, simulated=workers > 1)
         self._denoiser = prepare(denoiser, compiling)

@@ -10,6 +10,7 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,12 +24,14 @@ from nap_runtime.distributed.probe import LinkProbe, probe
 from nap_runtime.distributed.torch_group import GroupAddress, TorchCommunicator, join_store, open_store
 from nap_runtime.errors import NapError, WorkerError
 from nap_runtime.executor.base import WorkerPlace
+from nap_runtime.executor.liveness import Beat
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import load_weights, read_card
 from nap_runtime.models.transformer import DiffusionTransformer
 from nap_runtime.worker import BlockWorker, Outcome, Report, Task
 
 _DONE = object()
+_LEASE_SECONDS = 120.0  # without a question, in the middle of a decode: its coordinator is gone, or has given it up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,10 @@ class WorkerProcess:
         self._worker: BlockWorker | None = None
         self._store: Any = None
         self._device = torch.device("cpu")
+        self._joining = False
+        self._busy = False  # from a decode's beginning to its good end, or to `leave`
+        self._asked_at = 0.0  # when a sign of life was last asked for
+        self._leased = False
 
     def load(self, copy: HostCopy | None = None) -> bool:
         """Take the weights from a peer's copy, or read them from the model's files."""
@@ -91,8 +98,12 @@ class WorkerProcess:
     def join(self, address: GroupAddress, rank: int, world: int) -> WorkerPlace:
         """Become a member of a group."""
         assert self._model is not None, "load was not called"
-        store = (self._store if rank == 0 else None) or join_store(address, self._timeout)
-        self._comm = TorchCommunicator(store, rank=rank, world=world, device=self._device, timeout=self._timeout)
+        self._joining = True
+        try:
+            store = (self._store if rank == 0 else None) or join_store(address, self._timeout)
+            self._comm = TorchCommunicator(store, rank=rank, world=world, device=self._device, timeout=self._timeout)
+        finally:
+            self._joining = False
         self._worker = BlockWorker(self._model, self._comm, dtype=self._dtype, device=self._device)
         where = str(self._device)
         if self._device.type == "cuda":
@@ -110,10 +121,13 @@ class WorkerProcess:
         Collectives that wait for a lost peer are aborted, not waited for.
         """
         self._cancel.set()
+        self._busy = False
         comm, self._comm, self._worker = self._comm, None, None
-        if not self._ended(patience / 2) and comm is not None:
+        if self._joining:
+            return False  # it waits for a peer that will not come
+        if not self._ended(0.1) and comm is not None:
             comm.abort()
-            if not self._ended(patience / 2):
+            if not self._ended(patience):
                 return False
         if comm is not None:
             with contextlib.suppress(Exception):
@@ -127,13 +141,26 @@ class WorkerProcess:
             return not self._loop.is_alive()
         return True
 
-    def beat(self) -> int:
-        """A sign of life: instructions obeyed so far."""
-        return -1 if self._worker is None else self._worker.steps
+    def beat(self) -> Beat:
+        """A sign of life."""
+        self._asked_at = time.monotonic()
+        worker = self._worker
+        return Beat() if worker is None else Beat(steps=worker.steps, pace=worker.pace())
+
+    def _watch_lease(self) -> None:
+        """End this process when nobody asks for it any more: the group has gone on without it, or is no more."""
+        while True:
+            time.sleep(1.0)
+            if self._busy and time.monotonic() > self._asked_at + _LEASE_SECONDS:
+                os._exit(1)
 
     def run(self, task: Task) -> Iterator[Report | Outcome | NapError]:
         """Decode a batch; yields reports as they come, the outcome last."""
         self._cancel.clear()
+        self._asked_at, self._busy = time.monotonic(), True
+        if not self._leased:
+            self._leased = True
+            threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
         out: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._loop = threading.Thread(target=self._decode, args=(task, out), name="step loop", daemon=True)
         self._loop.start()
@@ -146,7 +173,9 @@ class WorkerProcess:
         try:
             if worker is None:
                 raise WorkerError("a worker was asked to decode before it had joined a group")
-            out.put(worker.run(task, on_report=out.put, cancelled=self._cancel.is_set))
+            outcome = worker.run(task, on_report=out.put, cancelled=self._cancel.is_set)
+            self._busy = False
+            out.put(outcome)
         except NapError as error:
             out.put(error)
         except Exception as error:

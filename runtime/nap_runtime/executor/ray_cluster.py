@@ -35,6 +35,8 @@ class ClusterOptions:
         liveness: seconds without an answer after which a worker counts as lost.
         placement: `strict-pack`, all on one host or not at all; `one-host`, so where a host has room, else `pack`;
             `pack`, on as few hosts as it goes; `spread`, on as many.
+        slow: times as long as its peers' steps that a straggler's take (0: none is looked for).
+        replace_slow: give a straggler's place to a spare on another host, where there is one.
     """
 
     address: str | None = None
@@ -43,6 +45,8 @@ class ClusterOptions:
     spares: int = 0
     liveness: float = 5.0
     placement: Placement = "pack"
+    slow: float = 4.0
+    replace_slow: bool = True
 
 
 def unanswered(asked: list[Any], seconds: float, *, wanted: Any = None) -> set[int]:

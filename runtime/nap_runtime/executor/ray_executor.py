@@ -12,49 +12,27 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from nap_runtime.distributed.probe import LinkProbe
-from nap_runtime.distributed.torch_group import GroupAddress
-from nap_runtime.errors import NapError, WorkerError, WorkerLostError
+from nap_runtime.errors import NapError, NoRoomError, WorkerError, WorkerLostError
 from nap_runtime.executor.base import Repair, WorkerPlace
-from nap_runtime.executor.interfaces import use_interface_of
-from nap_runtime.executor.process import Setup, WorkerProcess
+from nap_runtime.executor.homes import Home
+from nap_runtime.executor.liveness import Liveness, Patience, Straggler
+from nap_runtime.executor.process import Setup
+from nap_runtime.executor.ray_actors import Member, Watch, WorkerActor
 from nap_runtime.executor.ray_cluster import ClusterOptions as ClusterOptions
 from nap_runtime.executor.ray_cluster import connect, cpu_share, interrupts_wait, ray_errors, reserve, unanswered
+from nap_runtime.executor.ray_homes import Homes
 from nap_runtime.worker import Outcome, Report, Task
-
-
-class _Actor(WorkerProcess):
-    """A worker process as an actor."""
-
-    def bind(self) -> GroupAddress:
-        """Rank 0: open the group at this node's address."""
-        return self.open_group(ray.util.get_node_ip_address())
-
-    def join(self, address: GroupAddress, rank: int, world: int) -> WorkerPlace:
-        """See `WorkerProcess.join`; over the network that Ray uses."""
-        use_interface_of(ray.util.get_node_ip_address())
-        return super().join(address, rank, world)
-
-
-@dataclass(slots=True)
-class _Member:
-    """An actor and the bundle it lives in."""
-
-    actor: Any
-    bundle: int
-    process: int = 0
-    host: str = ""
-    loaded: Any = None
 
 
 class RayExecutor:
@@ -80,21 +58,27 @@ class RayExecutor:
         self._cluster = cluster or ClusterOptions()
         self._owns_cluster, self._broken = False, False
         self._group: PlacementGroup | None = None
-        self._members: list[_Member] = []
-        self._spares: list[_Member] = []
-        self._silent: set[int] = set()
+        self._members: list[Member] = []
+        self._spares: list[Member] = []
+        self._homeless: list[int] = []  # bundles whose spare is to be made when they have a host again
+        self._returning: dict[int, Member] = {}  # rank → what takes its place between two batches
+        self._condemned: set[int] = set()  # ranks that the next repair replaces
+        self._tended = 0.0
+        self._told: tuple[Straggler, ...] = ()
+        self.on_straggler: Callable[[tuple[Straggler, ...]], None] | None = None
         threads = None if device == "cuda" else max(1, (os.cpu_count() or 1) // workers)
         name = str(dtype).removeprefix("torch.")
         timeout = self._cluster.timeout
+        self._liveness = Liveness(workers, _patience(self._cluster))
         self._setup = Setup(model=str(model), dtype=name, device=device, threads=threads, timeout=timeout)
         try:
             with interrupts_wait():
                 self._owns_cluster = connect(self._cluster)
             self._place()
             with ray_errors():
-                for member in (*self._members, *self._spares):
-                    member.loaded = member.actor.load.remote()
-                ray.get([member.loaded for member in (*self._members, *self._spares)])
+                nodes = ray.get([member.loaded for member in (*self._members, *self._spares)])
+                for member, node in zip((*self._members, *self._spares), nodes, strict=True):
+                    member.node = node
                 self.places = self._join()
         except BaseException:
             self.close()
@@ -105,18 +89,19 @@ class RayExecutor:
         bundles = self.workers + self._cluster.spares
         self._need = {"GPU": 1.0} if self._setup.device == "cuda" else {"CPU": cpu_share(bundles)}
         self._group, self.placement = reserve(self._need, bundles, self._cluster)
+        self._homes = Homes(self._need)
         made = [self._spawn(bundle) for bundle in range(bundles)]
         self._members, self._spares = made[: self.workers], made[self.workers :]
 
-    def _spawn(self, bundle: int) -> _Member:
-        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-        options = ray.remote(_Actor).options(
-            num_cpus=self._need.get("CPU", 0),
-            num_gpus=self._need.get("GPU", 0),
+    def _spawn(self, bundle: int, home: Home | None = None, copy: Any = None) -> Member:
+        """A process that loads its weights, in its bundle or where else it is told."""
+        options = ray.remote(WorkerActor).options(
             max_concurrency=4,  # `cancel`, `beat` and `leave` must get through while `run` runs
-            scheduling_strategy=strategy,
+            **self._homes.options(self._group, bundle, home),
         )
-        return _Member(options.remote(self._setup), bundle)
+        actor = options.remote(self._setup)
+        away = home is not None and home.how != "home"
+        return Member(actor, bundle, away, node=home.node if home else "", loaded=actor.settle.remote(copy))
 
     def _join(self) -> tuple[WorkerPlace, ...]:
         """Make one group of all members."""
@@ -131,9 +116,9 @@ class RayExecutor:
         self, task: Task, *, on_report: Callable[[Report], None] | None, cancelled: Callable[[], bool]
     ) -> list[Outcome]:
         """See `Executor.run`. One Ray call a worker and batch; reports stream back beside the loops."""
-        if self._broken:
+        if self._broken or self._come_home():
             self.repair()
-        self._silent.clear()
+        self._condemned.clear()
         outcomes: dict[int, Outcome] = {}
         actors = [member.actor for member in self._members]
         try:
@@ -154,16 +139,21 @@ class RayExecutor:
         cancelled: Callable[[], bool],
         outcomes: dict[int, Outcome],
     ) -> None:
-        watch = _Watch(list(streams.values()), self._cluster, self._silent)
+        watch = Watch(list(streams.values()), self._liveness)
         suspicion: tuple[float, WorkerLostError] | None = None
         told_to_cancel = False
         while streams:
-            watch.look(done=set(outcomes))
+            if (lost := watch.look(set(outcomes))) is not None:
+                self._condemned |= set(lost.ranks)
+                raise WorkerLostError(lost.reason)
             if suspicion is not None and time.monotonic() > suspicion[0]:
                 raise suspicion[1]
             if cancelled() and not told_to_cancel:
                 told_to_cancel = True
-                ray.get([actor.cancel.remote() for actor in streams.values()], timeout=self._cluster.liveness)
+                for actor in streams.values():
+                    actor.cancel.remote()
+            self._mind_stragglers(set(outcomes))
+            self._tend()
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=0.2)
             for stream in ready:
                 try:
@@ -191,7 +181,11 @@ class RayExecutor:
     # -- recovery -------------------------------------------------------------------------------------------------
 
     def repair(self) -> Repair:
-        """See `Executor.repair`. Living workers keep their weights; a replacement takes them from a spare or a peer."""
+        """See `Executor.repair`. Living workers keep their weights; a replacement takes them from a spare or a peer.
+
+        Raises:
+            NoRoomError: no host is left for a worker.
+        """
         began = time.monotonic()
         with ray_errors():
             lost = self._bury()
@@ -201,21 +195,32 @@ class RayExecutor:
         return Repair(lost=lost, seconds=time.monotonic() - began, weights=source)
 
     def _bury(self) -> tuple[int, ...]:
-        """Ranks of the dead, the silent, and those that cannot leave their group; none of them is left running."""
-        for rank in self._silent:  # first of all: peers may wait for them in a collective
+        """Ranks of the dead, the condemned, and those that cannot leave their group; none of them is left running."""
+        for rank in self._condemned:  # first of all: peers may wait for them in a collective
             self._kill(self._members[rank])
-        patience, actors = self._cluster.liveness, [member.actor for member in self._members]
-        lost = set(self._silent) | unanswered([actor.beat.remote() for actor in actors], patience)
-        for rank in lost - self._silent:
-            self._kill(self._members[rank])
+        self._homes.suspect(member.node for member in (*self._members, *self._spares))
+        lost = set(self._condemned) | self._cut_off()
         rest = [rank for rank in range(self.workers) if rank not in lost]
-        stuck = unanswered([actors[rank].leave.remote(patience) for rank in rest], patience + 2, wanted=True)
-        for index in stuck:
-            self._kill(self._members[rest[index]])
-        self._silent.clear()
-        return tuple(sorted(lost | {rest[index] for index in stuck}))
+        dead = unanswered([self._members[rank].actor.beat.remote() for rank in rest], self._cluster.liveness)
+        lost |= {rest[index] for index in dead}
+        rest = [rank for rank in rest if rank not in lost]
+        patience = min(self._cluster.liveness, 2.0)
+        leaving = [self._members[rank].actor.leave.remote(patience) for rank in rest]
+        lost |= {rest[index] for index in unanswered(leaving, patience + 3, wanted=True)}
+        for rank in lost:
+            self._kill(self._members[rank])
+        self._condemned.clear()
+        return tuple(sorted(lost))
 
-    def _kill(self, member: _Member) -> None:
+    def _cut_off(self) -> set[int]:
+        """Ranks on hosts that cannot be reached; spares there are given up."""
+        for spare in [spare for spare in self._spares if spare.node in self._homes.unfit]:
+            self._spares.remove(spare)
+            self._kill(spare)
+            self._homeless.append(spare.bundle)
+        return {rank for rank, member in enumerate(self._members) if member.node in self._homes.unfit}
+
+    def _kill(self, member: Member) -> None:
         """End a process for good. Ray asks it to end, which a stopped process never does; so it is killed as well."""
         with contextlib.suppress(Exception):
             ray.kill(member.actor)
@@ -229,38 +234,129 @@ class RayExecutor:
         source, loading = "spare", []
         copy = self._host_copy(lost)
         for rank in lost:
-            made = self._spawn(self._members[rank].bundle)
-            made.loaded = made.actor.load.remote(copy)
-            spare = self._ready_spare()
+            self._liveness.forget(rank)
+            bundle, spare = self._members[rank].bundle, self._ready_spare()
             if spare is not None:
-                self._spares.append(made)  # what is new may take its time and stand by
-            else:
-                source = "disk" if copy is None else "peer"
-                loading.append(made.loaded)
-            self._members[rank] = spare or made
-        ray.get(loading, timeout=self._cluster.start_timeout)
+                self._members[rank] = spare
+                self._homeless.append(bundle)
+                continue
+            source = "disk" if copy is None else "peer"
+            self._members[rank] = self._spawn(bundle, self._find_home(bundle), copy)
+            loading.append(self._members[rank])
+        self._make_spares(copy)  # what is new may take its time and stand by
+        nodes = ray.get([member.loaded for member in loading], timeout=self._cluster.start_timeout)
+        for member, node in zip(loading, nodes, strict=True):
+            member.node = node
         return source
 
-    def _ready_spare(self) -> _Member | None:
-        """A spare that has its weights; one that has died meanwhile is dropped."""
-        for spare in list(self._spares):
-            ready, _ = ray.wait([spare.loaded], timeout=0)
-            if not ready:
+    def _find_home(self, bundle: int) -> Home:
+        """Where a worker can be put now; waits for a host where there is none.
+
+        Raises:
+            NoRoomError: none has come in time.
+        """
+        deadline = time.monotonic() + self._cluster.start_timeout
+        while (home := self._homes.choose(self._group, bundle, self._crowd())) is None:
+            if time.monotonic() > deadline:
+                raise NoRoomError(f"no host has room for a worker that was lost, for {self._cluster.start_timeout:g} s")
+            time.sleep(0.5)
+            self._homes.tend()
+        return home
+
+    def _crowd(self) -> Counter[str]:
+        """Workers on each node."""
+        return Counter(member.node for member in self._members)
+
+    def _ready_spare(self, *, not_on: Collection[str] = ()) -> Member | None:
+        """A spare that has its weights; one that has died meanwhile is dropped. Slow hosts' last."""
+        for spare in sorted(self._spares, key=lambda spare: self._homes.is_slow(spare.node)):
+            if not ray.wait([spare.loaded], timeout=0)[0]:
+                continue
+            try:
+                spare.node = ray.get(spare.loaded)
+            except ray.exceptions.RayError:
+                spare.node = ""
+            if spare.node in not_on:
                 continue
             self._spares.remove(spare)
-            if not unanswered([spare.actor.beat.remote()], self._cluster.liveness):
+            if spare.node and not unanswered([spare.actor.beat.remote()], self._cluster.liveness):
                 return spare
             self._kill(spare)
+            self._homeless.append(spare.bundle)
         return None
 
-    def _host_copy(self, lost: tuple[int, ...]) -> Any:
+    def _host_copy(self, lost: Collection[int]) -> Any:
         """A reference to a living worker's weights in Ray's object store; None where all are lost."""
         living = [member for rank, member in enumerate(self._members) if rank not in lost]
         return living[0].actor.host_copy.remote() if living else None
 
+    # -- hosts that come and go -----------------------------------------------------------------------------------
+
+    def _tend(self) -> None:
+        """Now and then: can hosts be reached again, have spares a home again, can workers go back to theirs."""
+        away = [rank for rank, member in enumerate(self._members) if member.away and rank not in self._returning]
+        if not (away or self._homeless or self._homes.unfit) or time.monotonic() < self._tended + 2.0:
+            return
+        self._homes.tend()
+        copy = None
+        for rank in away:
+            bundle = self._members[rank].bundle
+            if self._homes.reserved(self._group, bundle) is not None:
+                copy = copy or self._host_copy(())
+                self._returning[rank] = self._spawn(bundle, copy=copy)
+        self._make_spares(copy)
+        self._tended = time.monotonic()
+
+    def _make_spares(self, copy: Any = None) -> None:
+        """Spares in the place of those that were used or lost, where their bundles have a host."""
+        for bundle in list(self._homeless):
+            if self._homes.reserved(self._group, bundle) is not None:
+                self._homeless.remove(bundle)
+                self._spares.append(self._spawn(bundle, copy=copy or self._host_copy(())))
+
+    def _come_home(self) -> bool:
+        """Between two batches: put workers that are ready in their reserved places into the group. Whether any was."""
+        self._tend()
+        came = False
+        for rank, member in list(self._returning.items()):
+            if not ray.wait([member.loaded], timeout=0)[0]:
+                continue
+            del self._returning[rank]
+            with contextlib.suppress(ray.exceptions.RayError):
+                member.node = ray.get(member.loaded)
+                self._kill(self._members[rank])
+                self._members[rank], came = member, True
+                self._liveness.forget(rank)
+        return came
+
+    def _mind_stragglers(self, done: Collection[int]) -> None:
+        """Tell of workers that have become much slower than their peers; replace one where a spare is free.
+
+        Raises:
+            WorkerLostError: a spare on another host is to take a straggler's place.
+        """
+        found = [one for one in self._liveness.stragglers(time.monotonic()) if one.worker not in done]
+        slow = tuple(replace(one, host=self._members[one.worker].host) for one in found)
+        if {one.worker for one in slow} != {one.worker for one in self._told}:
+            self._told = slow
+            if self.on_straggler is not None:
+                self.on_straggler(slow)
+        if not slow or not self._cluster.replace_slow:
+            return
+        worst = max(slow, key=lambda one: one.factor)
+        node = self._members[worst.worker].node
+        elsewhere = [spare for spare in self._spares if spare.node not in ("", node)]
+        if any(not self._homes.is_slow(spare.node) for spare in elsewhere):
+            self._homes.call_slow(node)
+            self._condemned.add(worst.worker)
+            text = (
+                f"worker {worst.worker} on {worst.host} takes {worst.factor:.0f} times as long for a step as its peers"
+            )
+            raise WorkerLostError(text)
+
     def close(self) -> None:
         """Kill the actors, give the placement group back, stop a cluster of our own."""
-        for member in (*self._members, *self._spares):
+        for member in (*self._members, *self._spares, *self._returning.values()):
             with contextlib.suppress(Exception):
                 ray.kill(member.actor)
         self._members, self._spares = [], []
@@ -273,40 +369,5 @@ class RayExecutor:
             self._owns_cluster = False
 
 
-class _Watch:
-    """Asks every worker for a sign of life twice a second, and whether any of them gets on."""
-
-    def __init__(self, actors: list[Any], cluster: ClusterOptions, silent: set[int]) -> None:
-        self._actors, self._cluster, self._silent = actors, cluster, silent
-        now = time.monotonic()
-        self._asked: dict[int, tuple[Any, float]] = {}
-        self._next = dict.fromkeys(range(len(actors)), now)
-        self._steps = [-1] * len(actors)
-        self._moved: float | None = None  # nothing is expected before the first step: it may compile
-
-    def look(self, done: set[int]) -> None:
-        """Raise WorkerLostError where a worker is dead or silent, or where none gets on."""
-        now = time.monotonic()
-        for rank, actor in enumerate(self._actors):
-            if rank in self._asked:
-                self._hear(rank, now)
-            elif now >= self._next[rank]:
-                self._asked[rank] = (actor.beat.remote(), now)
-                self._next[rank] = now + 0.5
-        if self._moved is not None and len(done) < len(self._actors) and now > self._moved + self._cluster.timeout:
-            raise WorkerLostError(f"no worker has made a step for {self._cluster.timeout:g} s")
-
-    def _hear(self, rank: int, now: float) -> None:
-        answer, since = self._asked[rank]
-        ready, _ = ray.wait([answer], timeout=0)
-        if not ready:
-            if now > since + self._cluster.liveness:
-                self._silent.add(rank)
-                raise WorkerLostError(f"worker {rank} has not answered for {self._cluster.liveness:g} s")
-            return
-        del self._asked[rank]
-        steps = ray.get(answer)
-        if steps != self._steps[rank]:
-            if self._steps[rank] >= 0:
-                self._moved = now
-            self._steps[rank] = steps
+def _patience(cluster: ClusterOptions) -> Patience:
+    return Patience(liveness=cluster.liveness, progress=cluster.timeout, slow=cluster.slow)

@@ -148,7 +148,7 @@ class Group:
         workers, places, self.status.processes = self.status.processes[1:], self.status.places, []
         for process, (host, _) in zip(workers, places, strict=False):
             with contextlib.suppress(OSError):
-                ours = Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::_Actor")
+                ours = Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::WorkerActor")
                 if host == socket.gethostname() and ours:
                     os.kill(process, signal.SIGKILL)
 

@@ -28,7 +28,7 @@ from nap_runtime.decoding.record import SyncEvent
 from nap_runtime.decoding.state import CanvasState, Kind
 from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge_flags
 from nap_runtime.distributed.exchange import TOKEN_BYTES
-from nap_runtime.distributed.wire import Beside, Clock, Wire
+from nap_runtime.distributed.wire import Beside, Clock, Pace, Wire
 from nap_runtime.models.compiled import EAGER_STEP, CompileOptions
 from nap_runtime.worker.denoiser import Denoiser as Denoiser
 from nap_runtime.worker.padding import Padding, in_columns, padded_ids
@@ -60,6 +60,7 @@ class BlockWorker:
         self.denoiser, self.comm, self.dtype, self.device = denoiser, comm, dtype, device
         self.compiling = compiling
         self.steps = 0  # instructions obeyed, over all batches: whoever watches sees whether it grows
+        self.pace: Callable[[], Pace] = Pace  # of the batch under way
 
     def run(
         self,
@@ -75,6 +76,7 @@ class BlockWorker:
         """
         with torch.inference_mode():
             run = _Run(self, task, on_report, cancelled)
+            self.pace = run.wire.pace
             while not isinstance(todo := run.machine.next(run.control()), Finish):
                 self.steps += 1
                 if not run.obey(todo):
