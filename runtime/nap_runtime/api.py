@@ -18,6 +18,7 @@ from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import (
     DEVICES,
     DTYPES,
+    CompileMode,
     DecodeConfig,
     DecodeJob,
     DecodeResult,
@@ -26,6 +27,7 @@ from nap_runtime.job import (
     at_least,
     one_of,
 )
+from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.models.loading import LoadedModel, ModelCard, load_model, read_card
 from nap_runtime.policy import Placement
 
@@ -58,6 +60,7 @@ def make_executor(
     workers: int,
     dtype: str = "float32",
     device: str = "cpu",
+    compile: CompileMode = "none",
     model: LoadedModel | None = None,
     simulate: bool = False,
     address: str | None = None,
@@ -66,25 +69,25 @@ def make_executor(
     """One worker (or W simulated ones) in this process, or W > 1 Ray actors.
 
     Raises:
-        UsageError: device or dtype cannot be used, or the cluster has no room.
+        UsageError: device, dtype or compile cannot be used, or the cluster has no room.
     """
     check_device(device)
-    kind = check_dtype(dtype)
+    kind, compiling = check_dtype(dtype), CompileOptions(mode=compile)
     if workers == 1 or simulate:
         loaded = model or load_model(card.path, dtype=kind, device=device)
-        return InlineExecutor(loaded.model, workers=workers, dtype=kind, device=device)
+        return InlineExecutor(loaded.model, workers=workers, dtype=kind, device=device, compiling=compiling)
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
 
     cluster = ClusterOptions(address=address, placement=placement)
-    return RayExecutor(card.reference, workers=workers, dtype=kind, device=device, cluster=cluster)
+    return RayExecutor(card.reference, workers=workers, dtype=kind, device=device, compile=compile, cluster=cluster)
 
 
-_Key = tuple[str, str, int, str, str, bool, int]
+_Key = tuple[str, str, int, str, str, bool, int, CompileMode]
 _warm: dict[_Key, Coordinator] = {}
 
 
 def _on_ray(key: _Key) -> bool:
-    _, _, workers, _, _, simulate, _ = key
+    _, _, workers, _, _, simulate, _, _ = key
     return workers > 1 and not simulate
 
 
@@ -94,8 +97,9 @@ def _coordinator(card: ModelCard, key: _Key, model: LoadedModel | None) -> Itera
     if key not in _warm:
         for other in [k for k in _warm if _on_ray(k) == _on_ray(key)]:
             _warm.pop(other).executor.close()  # one warm group of each kind: more would compete for the same devices
-        _, _, workers, dtype, device, simulate, _ = key
-        executor = make_executor(card, workers=workers, dtype=dtype, device=device, model=model, simulate=simulate)
+        _, _, workers, dtype, device, simulate, _, compile = key
+        where = {"workers": workers, "dtype": dtype, "device": device, "compile": compile, "simulate": simulate}
+        executor = make_executor(card, model=model, **where)  # type: ignore[arg-type]
         _warm[key] = Coordinator(card, executor)
     try:
         yield _warm[key]
@@ -122,6 +126,7 @@ def decode(
     workers: int = 1,
     device: Device = "cpu",
     dtype: DType = "float32",
+    compile: CompileMode = "none",
     batch_size: int = 1,
     simulate: bool = False,
 ) -> DecodeResult: ...
@@ -134,6 +139,7 @@ def decode(
     workers: int = 1,
     device: Device = "cpu",
     dtype: DType = "float32",
+    compile: CompileMode = "none",
     batch_size: int = 1,
     simulate: bool = False,
 ) -> list[DecodeResult]: ...
@@ -145,6 +151,7 @@ def decode(
     workers: int = 1,
     device: Device = "cpu",
     dtype: DType = "float32",
+    compile: CompileMode = "none",
     batch_size: int = 1,
     simulate: bool = False,
 ) -> DecodeResult | list[DecodeResult]:
@@ -156,6 +163,7 @@ def decode(
         model: a bundled model's name, a checkpoint folder, its URL, or a `LoadedModel` (inline only).
         workers: W; 1 runs in this process, more run as Ray actors, on a local cluster unless one is there.
         device, dtype: where and in what precision; a `LoadedModel` keeps its own, whatever is given.
+        compile: `default` compiles steps, `graph` captures them in CUDA graphs too; worth it for many decodes.
         batch_size: canvases of one layout decoded together.
         simulate: run W workers as threads of this process, with the ids of real ones.
 
@@ -175,7 +183,7 @@ def decode(
     jobs = [DecodeJob(question=question, index=index) for index, question in enumerate(questions)]
     # Not the fingerprint alone: a loaded model's weights may have been changed since, or its folder been edited.
     weights = 0 if loaded is None else id(loaded.model)
-    key = (card.fingerprint, str(card.path), workers, dtype, device, simulate, weights)
+    key = (card.fingerprint, str(card.path), workers, dtype, device, simulate, weights, compile)
     with _coordinator(card, key, loaded) as coordinator:
         results = sorted(coordinator.decode(jobs, config, batch_size=batch_size), key=lambda result: result.job.index)
     done = [_or_raise(result) for result in results]
@@ -192,7 +200,9 @@ def measure_link(
     """
     at_least("workers", workers, 2)
     card = read_card(model)
-    with _coordinator(card, (card.fingerprint, str(card.path), workers, dtype, device, False, 0), None) as coordinator:
+    with _coordinator(
+        card, (card.fingerprint, str(card.path), workers, dtype, device, False, 0, "none"), None
+    ) as coordinator:
         found = coordinator.executor.probe()
     assert found is not None, "workers on Ray have a network between them"
     return found

@@ -31,8 +31,10 @@ Scope = Literal["canvas", "path"]
 Confidence = Literal["max-prob", "margin", "entropy"]
 Device = Literal["cpu", "cuda"]
 DType = Literal["float32", "float64", "bfloat16"]
+CompileMode = Literal["none", "default", "graph"]
 DEVICES: tuple[Device, ...] = get_args(Device)
 DTYPES: tuple[DType, ...] = get_args(DType)
+COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
 
 MAX_PATHS = 6  # NAP's tags run from <think 1> to <think 6>
 MAX_CANVAS = 65_536  # positions travel as u16
@@ -40,6 +42,19 @@ MAX_ID = 2**32  # ids travel as u32
 
 CONTROL_EVERY = 8  # steps between reports where quotas say how many slots are committed
 CACHE_EVERY = 8  # steps between full refreshes of the cache `dkv`
+
+
+def check_compile(mode: CompileMode, *, device: str, simulated: bool) -> None:
+    """Whether workers on a kind of device can carry out their steps so.
+
+    Raises:
+        UsageError: graphs need a GPU, and one worker a process.
+    """
+    one_of("compile", mode, COMPILE_MODES)
+    if mode == "graph" and device != "cuda":
+        raise UsageError(f"compile: 'graph' needs a CUDA device, not {device}; use 'default'", field="compile")
+    if mode == "graph" and simulated:
+        raise UsageError("compile: 'graph' cannot run with simulated workers; use 'default'", field="compile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

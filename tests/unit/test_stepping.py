@@ -248,3 +248,12 @@ def test_wide_canvases_are_ranked_by_sorting(tiny_model: Any, task_of: Any, monk
     monkeypatch.setattr(loop, "StepGraphs", Replayed)
     _Worker(tiny_model("llada-tiny", 1), GRAPH).run(task_of("nap", {"steps": 4}), on_report=None)
     assert not Replayed.last.runs
+
+
+def test_settings_refuse_what_cannot_be_compiled() -> None:
+    from nap_runtime.cli.settings import Settings
+
+    for wrong in ({"compile": "graph"}, {"compile": "graph", "simulate": True, "workers": 3}, {"compile": "fast"}):
+        with pytest.raises(UsageError, match="compile: "):
+            Settings.from_mapping(wrong)
+    assert Settings.from_mapping({"compile": "default"}).to_mapping()["compile"] == "default"

@@ -204,6 +204,12 @@ PLACE = (
     ),
     Option("device", "where the network runs", "cpu", metavar="|".join(DEVICES)),
     Option("dtype", "precision of weights and activations", "float32", metavar="|".join(DTYPES)),
+    Option(
+        "compile",
+        "compile steps, or capture them in CUDA graphs too (its first steps are slow; not with --simulate)",
+        "none",
+        metavar="|".join(job.COMPILE_MODES),
+    ),
     Option("batch-size", "prompts of one length decoded together", "1", integer, "N"),
     Option(
         "report-every",

@@ -94,6 +94,7 @@ def coordinator(
             workers=settings.workers,
             dtype=settings.dtype,
             device=settings.device,
+            compile=settings.compile,
             model=loaded,
             simulate=settings.simulate,
             address=settings.address,

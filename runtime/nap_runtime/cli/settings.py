@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from nap_runtime.errors import UsageError
-from nap_runtime.job import DEVICES, DTYPES, DecodeConfig, SyncPolicy, at_least, one_of
+from nap_runtime.job import DEVICES, DTYPES, CompileMode, DecodeConfig, SyncPolicy, at_least, check_compile, one_of
 from nap_runtime.policy import Placement, placement_for
 from nap_runtime.study.cost.request import AutoSync
 
@@ -25,6 +25,7 @@ class Settings:
         model: a bundled model's name, a checkpoint folder or a model's URL.
         workers: W; 1 runs in this process, more through Ray, or with `simulate` as threads of this process.
         device, dtype: where and in what precision.
+        compile: whether steps are compiled, or captured in CUDA graphs too.
         batch_size: canvases of one layout decoded together.
         address: a Ray cluster that runs already (None: a local one is started).
         placement: on which of its hosts (None: as the sync asks for, `stands`).
@@ -40,6 +41,7 @@ class Settings:
     simulate: bool = False
     device: str = "cpu"
     dtype: str = "float32"
+    compile: CompileMode = "none"
     batch_size: int = 1
     address: str | None = None
     placement: Placement | None = None
@@ -48,6 +50,7 @@ class Settings:
     def __post_init__(self) -> None:
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, DTYPES)
+        check_compile(self.compile, device=self.device, simulated=self.simulate)
         at_least("workers", self.workers, 1)
         at_least("batch_size", self.batch_size, 1)
         if not isinstance(self.model, str) or not isinstance(self.simulate, bool):

@@ -25,10 +25,12 @@ from nap_runtime.distributed.torch_group import GroupAddress, TorchCommunicator,
 from nap_runtime.errors import NapError, WorkerError
 from nap_runtime.executor.base import WorkerPlace
 from nap_runtime.executor.liveness import Beat
+from nap_runtime.job import CompileMode
+from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import load_weights, read_card
 from nap_runtime.models.transformer import DiffusionTransformer
-from nap_runtime.worker import BlockWorker, Outcome, Report, Task
+from nap_runtime.worker import BlockWorker, Denoiser, Outcome, Report, Task, prepare
 
 _DONE = object()
 _LEASE_SECONDS = 120.0  # without a question, in the middle of a decode: its coordinator is gone, or has given it up
@@ -49,6 +51,7 @@ class Setup:
     model: str
     dtype: str
     device: str
+    compile: CompileMode
     threads: int | None
     timeout: float
 
@@ -59,9 +62,11 @@ class WorkerProcess:
     def __init__(self, setup: Setup) -> None:
         self._setup, self._timeout = setup, timedelta(seconds=setup.timeout)
         self._dtype: torch.dtype = getattr(torch, setup.dtype)
+        self._compiling = CompileOptions(mode=setup.compile)
         self._cancel = threading.Event()
         self._loop: threading.Thread | None = None
         self._model: DiffusionTransformer | None = None
+        self._denoiser: Denoiser | None = None
         self._comm: TorchCommunicator | None = None
         self._worker: BlockWorker | None = None
         self._store: Any = None
@@ -80,6 +85,7 @@ class WorkerProcess:
             self._model = load_weights(read_card(self._setup.model), dtype=self._dtype, device=self._device)
         else:
             self._model = _from_copy(copy, self._dtype, self._device)
+        self._denoiser = prepare(self._model, self._compiling)
         return True
 
     def host_copy(self) -> HostCopy:
@@ -97,14 +103,16 @@ class WorkerProcess:
 
     def join(self, address: GroupAddress, rank: int, world: int) -> WorkerPlace:
         """Become a member of a group."""
-        assert self._model is not None, "load was not called"
+        assert self._denoiser is not None, "load was not called"
         self._joining = True
         try:
             store = (self._store if rank == 0 else None) or join_store(address, self._timeout)
             self._comm = TorchCommunicator(store, rank=rank, world=world, device=self._device, timeout=self._timeout)
         finally:
             self._joining = False
-        self._worker = BlockWorker(self._model, self._comm, dtype=self._dtype, device=self._device)
+        self._worker = BlockWorker(
+            self._denoiser, self._comm, dtype=self._dtype, device=self._device, compiling=self._compiling
+        )
         where = str(self._device)
         if self._device.type == "cuda":
             where = f"{where} {torch.cuda.get_device_properties(self._device).uuid}"

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nap_runtime.errors import UsageError
+from nap_runtime.job import COMPILE_MODES as COMPILE_MODES
+from nap_runtime.job import CompileMode as CompileMode
+from nap_runtime.job import check_compile
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.sdpa import grouped_sdpa
 from nap_runtime.models.transformer import Attend, Attention, DiffusionTransformer, Layer, rotate
 
-CompileMode = Literal["none", "default", "graph"]
-COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
 Gemm = Literal["library", "tuned", "tuned-tma"]
 AttentionKernel = Literal["auto", "flash", "cudnn"]
 Rope = tuple[Tensor, Tensor]
@@ -86,10 +87,7 @@ class CompileOptions:
         Raises:
             UsageError: graphs need a GPU, and one worker a process.
         """
-        if self.mode == "graph" and device.type != "cuda":
-            raise UsageError(f"compile: 'graph' needs a CUDA device, not {device.type}; use 'default'", field="compile")
-        if self.mode == "graph" and simulated:
-            raise UsageError("compile: 'graph' cannot run with simulated workers; use 'default'", field="compile")
+        check_compile(self.mode, device=device.type, simulated=simulated)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A compiled twin of a function, or with mode `none` itself."""
