@@ -26,7 +26,7 @@ def name_of(path: Path) -> str:
 
 
 def test_no_yaml_is_overlooked() -> None:
-    known = {*RAY_UP, *KUBERAY, CONFIGS / "prometheus.yml"}
+    known = {*RAY_UP, *KUBERAY, CONFIGS / "prometheus.yml", CONFIGS / "alerts.yml"}
     known |= set(CONFIGS.glob("grafana/provisioning/**/*.y*ml"))
     assert set(CONFIGS.rglob("*.y*ml")) == known
     assert {"aws.yaml", "gcp.yaml"} <= {path.name for path in RAY_UP}
