@@ -108,12 +108,8 @@ def ours_alone(canvases: Canvases, place: Place) -> Iterator[Case]:
     native = place.weights == place.kv == "native"
     wanted = {"llada", "prefix", "dual", "branches"} & set(spec.methods)
     if wanted and native:
-        plain: dict[str, Any] = {
-            "layout": "plain",
-            "gen_length": canvases.layout.n_slots,
-            "steps": steps,
-            "eos_weight": 1.0,
-        }
+        slots = canvases.layout.n_slots
+        plain: dict[str, Any] = {"layout": "plain", "gen_length": slots, "steps": steps, "eos_weight": 1.0}
         yield _case(canvases, place, PLAIN, canvases.config(SyncPolicy(), rule="confidence", **plain), family="ours")
         for cache in ("prefix", "dual"):
             if cache in spec.methods:

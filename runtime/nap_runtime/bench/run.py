@@ -6,7 +6,7 @@ import copy
 import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,10 +96,11 @@ def _group(canvases: Canvases, model: DiffusionTransformer, workers: int, progre
     """The cases of one size of group."""
     if workers == 1:
         return _in_turns(list(_alone(canvases, model)), canvases.spec, progress)
-    with ExitStack() as stack:
-        place = _start(canvases, workers)
-        stack.callback(place.coordinator.executor.close)
-        return _in_turns(list(cases.ours_together(canvases, place)), canvases.spec, progress)
+    timed = []
+    for how in canvases.spec.compiling:
+        with _started(canvases, workers, how) as place:
+            timed += _in_turns(list(cases.ours_together(canvases, place)), canvases.spec, progress)
+    return timed
 
 
 def _alone(canvases: Canvases, model: DiffusionTransformer) -> Iterator[Case]:
@@ -123,11 +124,16 @@ def _alone(canvases: Canvases, model: DiffusionTransformer) -> Iterator[Case]:
             yield from cases.peer_loops(canvases, denoiser, how)
 
 
-def _start(canvases: Canvases, workers: int) -> Place:
+@contextmanager
+def _started(canvases: Canvases, workers: int, how: CompileMode) -> Iterator[Place]:
     """A warm group on Ray."""
     spec = canvases.spec
-    executor = make_executor(canvases.card, workers=workers, dtype=spec.dtype, device=spec.device)
-    return Place(Coordinator(canvases.card, executor), "none", "native", "native")
+    more: dict[str, Any] = {} if how == "none" else {"compile": how}
+    executor = make_executor(canvases.card, workers=workers, dtype=spec.dtype, device=spec.device, **more)
+    try:
+        yield Place(Coordinator(canvases.card, executor), how, "native", "native")
+    finally:
+        executor.close()
 
 
 def _in_turns(found: Sequence[Case], spec: BenchSpec, progress: Progress) -> list[_Timed]:

@@ -80,6 +80,8 @@ class BatchedViews:
         self._ends_ME = torch.tensor(padded, device=device)
         self._text_ends = torch.tensor(model.end_ids, device=device)
         self._left = _most_left(plan)
+        self._quotas_TM = torch.tensor(plan.schedule.paths, device=device)
+        self._rows_R: dict[range, Tensor] = {}
 
     @property
     def ids(self) -> Tensor:
@@ -99,7 +101,7 @@ class BatchedViews:
 
     @torch.inference_mode()
     def run(self) -> float:
-        """Decode; by `time.perf_counter` when the first step was done. The device is waited for there and nowhere else."""
+        """Decode; when the first step was done, by `time.perf_counter`. Nothing else waits for the device."""
         machine, first = Coordination(self.plan), 0.0
         while not isinstance(todo := machine.next(), Finish):
             if isinstance(todo, Sync):
@@ -146,7 +148,9 @@ class BatchedViews:
 
     def _alone(self, rows: range) -> Tensor:
         """Hidden states of rows of the lead's view, [1, R, D]."""
-        rows_R = torch.tensor(list(rows), device=self.device)
+        if rows not in self._rows_R:
+            self._rows_R[rows] = torch.tensor(list(rows), device=self.device)
+        rows_R = self._rows_R[rows]
         store = type(self._store)(self._store.k_LBGNE[:, :1], self._store.v_LBGNE[:, :1])
         packed = isinstance(store, PackedStore)
         attend: Attend = PackedAttention(store, rows_R) if packed else StoreAttention(store, rows_R)  # type: ignore[arg-type]
@@ -188,7 +192,7 @@ class BatchedViews:
         open_MC = masked_MS.byte().sort(dim=1, descending=True, stable=True).indices[:, :size]
         at_MC = self._first_in(rows_MR) + open_MC
         ids_MC, scores_MC = self._scored(hidden_MRD, at_MC)
-        quotas_M1 = torch.tensor(step.paths, device=self.device)[:, None]
+        quotas_M1 = self._quotas_TM[step.step, :, None]
         openly_MC = masked_MS.gather(1, open_MC)
         ranks_MC = torch.where(openly_MC, scores_MC, -torch.inf)
         order_MC = ranks_MC.sort(dim=1, descending=True, stable=True).indices
