@@ -12,7 +12,7 @@ JOBS  ?= 2
 # Extra arguments: make test ARGS="-k layout", make bench ARGS="--help".
 ARGS  ?=
 
-.PHONY: help setup demo test check stubs format bench soak clean
+.PHONY: help setup demo test check stubs format bench soak hosts clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ bench: setup ## What syncs cost on this machine (ARGS="--shape llada-8b --device
 
 soak: setup ## Run the long tests
 	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
+hosts: setup ## Several hosts on this machine, from ray up to an answer (root; installs openssh-server where missing)
+	@bash tests/multihost/install.sh $(CURDIR)/$(BIN)/python
+	$(BIN)/python -m pytest tests/multihost -m "" -s --timeout 900 $(ARGS)
 
 clean: ## Remove caches and builds; keeps .venv
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -67,6 +67,7 @@ def options(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace,
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a core each (default: cuda)")
     parser.add_argument("--address", metavar="HOST:PORT", help="a cluster (default: RAY_ADDRESS, else a local one)")
     parser.add_argument("--interface", metavar="NAME", help="network interface of NCCL and gloo, such as eth0")
+    parser.add_argument("--spread", action="store_true", help="on as many hosts as there are, not as few as have room")
     parser.add_argument("--wait", type=float, default=60.0, metavar="S", help="for room on the cluster (default: 60)")
     args, rest = parser.parse_known_args(arguments)
     if args.ranks < 1:
@@ -103,7 +104,7 @@ def connect(address: str | None) -> None:
 def job(args: argparse.Namespace, rest: list[str]) -> int:
     """One training on the cluster."""
     need = {"GPU": 1} if args.device == "cuda" else {"CPU": 1}
-    group = placement_group([need] * args.ranks, strategy="PACK")
+    group = placement_group([need] * args.ranks, strategy="SPREAD" if args.spread else "PACK")
     try:
         if not group.wait(args.wait):
             kind = next(iter(need))

@@ -27,7 +27,7 @@ its standard input. Folders that a killed process left under /var/tmp/nap-hosts 
 from __future__ import annotations
 
 from hosts.cluster import Cluster, sweep
-from hosts.host import Host, HostProcess
+from hosts.host import HOME, Host, HostProcess
 from hosts.probe import missing
 
-__all__ = ["Cluster", "Host", "HostProcess", "missing", "sweep"]
+__all__ = ["HOME", "Cluster", "Host", "HostProcess", "missing", "sweep"]

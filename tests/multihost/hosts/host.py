@@ -206,10 +206,11 @@ class Host:
         It ends with the host at the latest.
         """
         asked = ["bash", "--login", "-c", command] if isinstance(command, str) else list(map(str, command))
-        line = [find("nsenter"), f"--target={self._pid}", "--mount", "--net", "--pid", "--uts", "--ipc", f"--wd={cwd}"]
+        line = [find("nsenter"), f"--target={self._pid}", "--mount", "--net", "--pid", "--uts", "--ipc"]
+        line += ["--", "sh", "-c", 'cd "$0" && exec "$@"', str(cwd)]  # `nsenter --wd` would look outside
         environment = dict(self._machine.env) | dict(env or {})
         process = HostProcess(
-            [*line, "--", *asked], stdin=stdin, stdout=stdout, stderr=stderr, text=True, env=environment,
+            [*line, *asked], stdin=stdin, stdout=stdout, stderr=stderr, text=True, env=environment,
             start_new_session=True,
         )  # fmt: skip
         self._processes = [one for one in self._processes if one.poll() is None] + [process]

@@ -1,0 +1,175 @@
+"""From three fresh hosts to decoded problems, trained models and a server: the commands of docs/cluster/on-prem.md.
+
+What is real: `ray up` with the local provider, over ssh, to hosts with addresses, processes, homes and folders of their
+own; token authentication and TLS; the project's wheel, built and installed on each host by the setup commands; the
+processes of decodes and trainings, which talk over gloo between the hosts. What is not: the hosts share a kernel and
+its processors; and they have the packages of other projects already (see `image.py`), because they reach no index.
+
+The tests stand in the order of the page and share its cluster. `make hosts` runs all of them, the default suite those
+that are quick.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ray.autoscaler
+import yaml
+from hosts import missing
+from pages import ROOT
+from rayup import Site, answers, site
+
+PAGE = "docs/cluster/on-prem.md"
+WHY_NOT = missing("rsync", "openssl")
+needs_hosts = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
+QUESTION = "A shirt costs $50 and is on sale for 20% off. What is the final price?"
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Site]:
+    """The site, once it has run the two commands."""
+    with site() as made:
+        fresh = made.hosts[0].run("ls -A ~ | grep -v nap-env").stdout.split()
+        assert set(fresh) <= {".ssh", ".pyenv", ".local", ".cache"}  # and perhaps this Python, where it is in the home
+        made.first = made.follow(PAGE, "Two commands", timeout=600)
+        yield made
+        print("\n" + "\n".join(f"{seconds:6.1f} s  {what}" for what, seconds in made.times))
+
+
+def test_the_file_obeys_rays_schema_and_holds_no_secret() -> None:
+    text = (ROOT / "cluster_configs" / "on-prem.yaml").read_text()
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
+    jsonschema.validate(yaml.safe_load(text), schema)
+    with pytest.raises(jsonschema.ValidationError, match="Additional properties"):
+        jsonschema.validate(yaml.safe_load(text) | {"worker_ip": []}, schema)
+    assert not re.search(r"[0-9a-f]{32}|PRIVATE KEY|password", text)
+
+
+@needs_hosts
+@pytest.mark.timeout(700)
+def test_two_commands_from_fresh_hosts_to_a_decoded_problem(here: Site) -> None:
+    assert "3 of 3 hosts: 10.77.0.1 10.77.0.2 10.77.0.3" in here.first
+    assert re.search(r"answer +40 +\(correct\)", here.first)
+
+
+@needs_hosts
+def test_one_path_on_each_host_gives_the_ids_of_one_device(here: Site) -> None:
+    alone = answers(here.shell(f"nap decode '{QUESTION}' --dtype float64 --json", what="decode, one device"))
+    line = f"nap decode '\\''{QUESTION}'\\'' --address auto --workers 3 --placement spread --dtype float64 --json"
+    spread = answers(here.shell(f"ray exec cluster_configs/on-prem.yaml '{line}'", what="decode, exact, three hosts"))
+    assert {worker["host"] for worker in spread[0]["workers"]} == {"node0", "node1", "node2"}
+    assert len(spread[0]["sync"]) > 0
+    assert [spread[0][key] for key in ("tokens", "answer", "paths")] == [
+        alone[0][key] for key in ("tokens", "answer", "paths")
+    ]
+    # Which step committed which id where, and nothing about who did it.
+    bare = [[(step, at, token) for step, _, at, token, _ in one[0]["order"]] for one in (spread, alone)]
+    assert sorted(bare[0]) == sorted(bare[1])
+
+
+@needs_hosts
+def test_a_decode_as_a_job(here: Site) -> None:
+    out = here.follow(PAGE, "Jobs")
+    assert re.search(r"Job 'raysubmit_\w+' succeeded", out)
+    assert "answer    40  (correct)" in out
+    assert "JobStatus.SUCCEEDED" in out
+
+
+@needs_hosts
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_study_as_a_job_from_another_machine(here: Site) -> None:
+    out = here.follow(PAGE, "Jobs from your own machine", timeout=500)
+    assert "Job 'my-study' succeeded" in out
+    assert (here.mnt / "nap" / "quick" / "runs.csv").read_text().count("\n") > 5
+    here.person.run(["sh", "-c", "kill $(cat /proc/[0-9]*/stat | awk '$2 == \"(ssh)\" {print $1}')"], check=False)
+
+
+@needs_hosts
+def test_without_the_token_nothing_is_taken(here: Site) -> None:
+    head = here.hosts[0].run
+    refused = head("RAY_AUTH_MODE=disabled ray job submit -- touch /tmp/ran", check=False)
+    assert refused.returncode
+    assert "401" in refused.stdout + refused.stderr
+    assert not (here.hosts[0].tmp / "ran").exists()
+
+
+@needs_hosts
+def test_without_a_certificate_nobody_talks_to_ray(here: Site) -> None:
+    script = (
+        "import socket, ssl\n"
+        "context = ssl.create_default_context(cafile='/root/.ray/ca.crt')\n"
+        "plain = socket.create_connection(('10.77.0.1', 6379), 5)\n"
+        "with context.wrap_socket(plain, server_hostname='10.77.0.1') as s:\n"
+        "    s.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n')\n"
+        "    print('answer:', s.recv(100))\n"
+    )
+    tried = here.hosts[1].run(["python3", "-c", script], check=False)
+    assert "certificate required" in tried.stderr, tried
+
+
+@needs_hosts
+@pytest.mark.timeout(600)
+def test_a_training_on_two_hosts_through_ray(here: Site) -> None:
+    out = here.follow(PAGE, "Training through Ray")
+    assert re.search(r"Job 'raysubmit_\w+' succeeded", out)
+    trained(here, "by-ray", hosts=2)
+    assert re.search(r"ip=10\.77\.0\.[23]", out)  # Ray's mark on lines of other hosts than the head
+
+
+@needs_hosts
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(missing("pdsh") is not None, reason=missing("pdsh") or "")
+def test_a_training_on_two_hosts_through_the_deepspeed_launcher(here: Site) -> None:
+    out = here.follow(PAGE, "Training through the deepspeed launcher", timeout=500)
+    trained(here, "by-hostfile", hosts=2)
+    assert {"10.77.0.1:", "10.77.0.2:"} <= set(re.findall(r"^10\.77\.0\.\d:", out, re.MULTILINE))
+
+
+def trained(here: Site, name: str, *, hosts: int) -> None:
+    """The run in /mnt/nap/NAME has ten steps on as many ranks as hosts, and a model."""
+    folder = here.mnt / "nap" / name
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert steps[-1]["step"] == 10
+    assert (folder / "model" / "model.safetensors").stat().st_size > 100_000
+
+
+@needs_hosts
+def test_a_server_on_the_head_and_a_job_from_another_machine(here: Site) -> None:
+    out = here.follow(PAGE, "Serving")
+    assert re.search(r"answer +40", out)
+    with pytest.raises(AssertionError, match="token"):
+        here.shell(
+            "nap submit --server 10.77.0.1:50051 --ca nap-ca.crt --patience 1 --wait 'A question'", what="no token"
+        )
+
+
+@needs_hosts
+def test_ray_down_stops_the_head(here: Site) -> None:
+    here.follow(PAGE, "Stop")
+    processes = here.hosts[0].run(["ps", "-eo", "args"]).stdout
+    assert "gcs_server" not in processes
+    assert "raylet" not in processes
+
+
+@needs_hosts
+@pytest.mark.soak
+def test_workers_leave_after_the_head(here: Site) -> None:
+    here.follow(PAGE, "Stop")  # once more does no harm
+    deadline = time.monotonic() + 120
+    began = time.monotonic()
+    while time.monotonic() < deadline:
+        left = [host for host in here.hosts[1:] if "raylet" in host.run(["ps", "-eo", "args"]).stdout]
+        if not left:
+            break
+        time.sleep(1)
+    here.times.append(("workers leave after ray down", time.monotonic() - began))
+    assert not left
