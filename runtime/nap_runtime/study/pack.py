@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nap_runtime.errors import RecordError, UsageError
+from nap_runtime.metrics.answers import same_answer
 from nap_runtime.metrics.shares import same_forms
 from nap_runtime.models.files import atomic_path, write_text_atomic
 from nap_runtime.study.report import Results, read_results
@@ -74,7 +75,10 @@ def _arrays(results: Results, run: str) -> dict[str, Array]:
         rows = [kept.rows[index] for index in sorted(kept.rows)]
     arness = [row.get("measures", {}).get("arness") for row in rows]
     answers = [list(row.get("path_answers") or []) for row in rows]
-    right = [list(row.get("paths_right") or []) for row in rows]
+    right = [
+        row.get("paths_right") or [same_answer(a, row["gold"]) for a in said]
+        for row, said in zip(rows, answers, strict=True)
+    ]
     width = max(map(len, answers), default=0)
     counts = [_pairs(said, str(row.get("kind", ""))) for said, row in zip(answers, rows, strict=True)]
     return {

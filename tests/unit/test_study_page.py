@@ -1,0 +1,140 @@
+"""The study's page: differences worked out by hand, words that follow intervals, and the committed page itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nap_runtime.errors import UsageError
+from nap_runtime.study.pack import Packed
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import study_numbers as numbers  # noqa: E402
+import study_overhead as overhead  # noqa: E402
+import study_page  # noqa: E402
+import study_sections as sections  # noqa: E402
+
+N = 40
+
+
+def run(correct: list[int], *, paths: list[list[int]] | None = None, arness: list[float] | None = None,
+        same: list[int] | None = None, pairs: list[int] | None = None, **row: Any) -> numbers.Run:  # fmt: skip
+    n = len(correct)
+    arrays = {
+        "correct": np.array(correct, dtype=np.int8),
+        "arness": np.array([0.5] * n if arness is None else arness, dtype=np.float32),
+        "paths": np.array([[1, 0]] * n if paths is None else paths, dtype=np.int8),
+        "same": np.array([0] * n if same is None else same, dtype=np.int8),
+        "pairs": np.array([1] * n if pairs is None else pairs, dtype=np.int8),
+    }
+    values = {"run_id": "a", "n": n, "problems_set": "words", "problems_seed": 1, **row}
+    return numbers.Run(Packed(study={"sweeps": []}, rows=[values], problems={"a": arrays}), values)
+
+
+def test_differences_by_hand() -> None:
+    one, other = run([1] * 30 + [0] * 10), run([1] * 20 + [0] * 20)
+    found = numbers.difference(one, other, "accuracy")
+    assert found.value == pytest.approx(0.25)
+    assert 0.1 < found.low < 0.25 < found.high < 0.4  # sd of a mean of 10 ones among 40: 0.068
+    assert found.sign == 1
+    same = numbers.difference(one, one, "accuracy")
+    assert (same.value, same.low, same.high, same.sign) == (0, 0, 0, 0)
+
+
+def test_pairing_is_by_problem() -> None:
+    """The same shares on other problems: no difference, but a wide interval where pairs disagree."""
+    one, other = run([1, 0] * 20), run([0, 1] * 20)
+    found = numbers.difference(one, other, "accuracy")
+    assert found.value == 0
+    assert found.high - found.low > 0.4
+    with pytest.raises(UsageError, match="problems_seed: 1 and 2 cannot be paired"):
+        numbers.difference(one, run([1, 0] * 20, problems_seed=2), "accuracy")
+
+
+def test_measures_of_paths() -> None:
+    mixed = run([1, 0, 1, 1], paths=[[1, 1], [0, -1], [1, 0], [1, 1]], same=[1, 0, 0, 1], pairs=[1, 0, 1, 1],
+                arness=[0.2, float("nan"), 0.4, 0.6])  # fmt: skip
+    assert numbers.estimate(mixed, "path_accuracy").value == pytest.approx(5 / 8)  # no answer is wrong
+    assert numbers.estimate(mixed, "path_agree").value == pytest.approx(2 / 3)  # of pairs that both answer
+    assert numbers.estimate(mixed, "arness").value == pytest.approx(0.4, abs=1e-6)
+    nothing = run([0, 0], pairs=[0, 0])
+    assert numbers.spread(numbers.estimate(nothing, "path_agree")) == numbers.NONE
+    with pytest.raises(UsageError, match="no problems are kept of 'tpf'"):
+        numbers.estimate(mixed, "tpf")
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (numbers.Interval(0.1, 0.02, 0.2), "rises (+0.100 [0.020, 0.200])"),
+        (numbers.Interval(-0.1, -0.2, -0.02), "falls (−0.100 [−0.200, −0.020])"),
+        (numbers.Interval(0.1, -0.02, 0.2), "does not measurably change (+0.100 [−0.020, 0.200])"),
+        (numbers.Interval(float("nan"), float("nan"), float("nan")), "is undefined"),
+    ],
+)
+def test_words_follow_the_interval(found: numbers.Interval, words: str) -> None:
+    assert numbers.moves(found) == words
+
+
+def cell(workers: int, seconds: float, *, paths: int, mode: str = "exact", crowded: bool = False) -> dict[str, Any]:
+    scenario = {"paths": paths, "workers": workers, "path_tokens": 8, "steps": 10, "shape": "nap-tiny",
+                "dtype": "float32", "sync": {"mode": mode, "every": 8 if mode == "kv" else None}}  # fmt: skip
+    return {"name": f"{mode} m{paths} w{workers}", "scaling": "weak", "scenario": scenario, "seconds": seconds,
+            "compute_seconds": seconds / 2, "blocked_seconds": seconds / 4, "wire_bytes": 2048,
+            "oversubscribed": crowded}  # fmt: skip
+
+
+def test_overhead_says_nothing_of_more_workers_than_cores() -> None:
+    cells = [cell(1, 2.0, paths=2), cell(2, 1.0, paths=2), cell(2, 0.5, paths=2, mode="kv"),
+             cell(1, 3.0, paths=3), cell(3, 9.0, paths=3, crowded=True)]  # fmt: skip
+    (said,) = overhead.sentences("weak", cells)
+    assert said == (
+        "With 2 workers, against the same canvas on one device: exact 2.00× (25% of the time blocked); kv, K = 8 4.00× "
+        "(25% of the time blocked). 1 cells with more workers than cores are shown and left out."
+    )
+    assert overhead.sentences("weak", cells[3:]) == [
+        "No run with several workers had a core a worker, so nothing is claimed of it."
+    ]
+    marked = [line for line in overhead.scaling_table(cells) if "more workers than cores" in line]
+    assert len(marked) == 1
+    assert "0.33×" in marked[0]
+
+
+def test_sections_without_records_are_left_out() -> None:
+    makers = (sections.every, sections.modes, sections.paths, sections.twins, sections.adapted, sections.mismatch)
+    assert [make({}) for make in makers] == [None] * len(makers)
+
+
+def test_no_records_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study_page.main(["--results", str(tmp_path), "--docs", str(tmp_path)]) == 2
+    assert "no packed study; `nap study pack` makes them" in capsys.readouterr().err
+
+
+def test_links_are_kept() -> None:
+    page = "a\n<!-- links:begin -->\n## Links\n\n1 ms\n<!-- links:end -->\nb"
+    assert study_page.links_of(page) == "\n## Links\n\n1 ms\n"
+    assert study_page.links_of("none") == "\n"
+
+
+@pytest.mark.skipif(not (ROOT / "docs" / "study.md").is_file(), reason="no study has been written")
+def test_the_committed_page_is_what_the_records_give() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "study_page.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"run python benchmarks/study_page.py\n{done.stderr}"
+    text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    for name in [part.partition(")")[0] for part in text.split("](study/")[1:]]:
+        assert (ROOT / "docs" / "study" / name).is_file(), name
+
+
+def test_records_are_small() -> None:
+    folder = ROOT / "benchmarks" / "results" / "study"
+    sizes = {str(file): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    assert sum(sizes.values()) < 3_000_000, json.dumps(sizes)
