@@ -28,10 +28,10 @@ def open_card(settings: Settings) -> ModelCard:
     folder = settings.model_folder
     if folder is not None and not folder.is_dir():
         raise UsageError(f"model: {settings.model} is no folder; give a checkpoint folder or nap-tiny", field="model")
-    from nap_runtime.api import check_device
+    from nap_runtime.api import check_device, runs_elsewhere
     from nap_runtime.models.loading import read_card
 
-    check_device(settings.device)
+    check_device(settings.device, elsewhere=runs_elsewhere(on_ray=settings.on_ray, address=settings.address))
     card = read_card(settings.model if folder is None else folder)
     if card.tokenizer is None and settings.config.headers not in (None, "nap"):
         raise UsageError("headers: the model has no tokenizer; leave it out", field="headers")
@@ -99,6 +99,7 @@ def coordinator(
             simulate=settings.simulate,
             address=settings.address,
             placement=settings.stands,
+            storage=settings.storage,
         )
 
     if interrupted():
@@ -107,7 +108,7 @@ def coordinator(
     if settings.on_ray and settings.stands == "one-host" and executor.placement != "strict-pack":
         _say_apart(executor, settings)
     try:
-        yield Coordinator(card, executor)
+        yield Coordinator(card.stored(settings.storage), executor)
     finally:
         with _undisturbed():
             executor.close()

@@ -41,7 +41,7 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
     """
     import torch
 
-    from nap_runtime.api import check_device, check_dtype, make_executor
+    from nap_runtime.api import check_device, check_dtype, make_executor, runs_elsewhere
     from nap_runtime.executor.base import Executor
     from nap_runtime.models.loading import read_card
 
@@ -59,7 +59,7 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
         return Coordinator(card, executor)
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
 
-    check_device(settings.device)
+    check_device(settings.device, elsewhere=runs_elsewhere(on_ray=True, address=settings.address))
     cluster = ClusterOptions(address=settings.address, spares=settings.spares, liveness=settings.liveness)
     where: dict[str, Any] = {"dtype": check_dtype(settings.dtype), "device": settings.device, "cluster": cluster}
     return Coordinator(card, RayExecutor(card.reference, workers=settings.workers, **where))

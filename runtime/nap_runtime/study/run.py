@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nap_runtime.api import check_device, check_dtype, make_executor
+from nap_runtime.api import check_device, check_dtype, make_executor, runs_elsewhere
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.placement import Assignment
 from nap_runtime.errors import CancelledError, NapError, UsageError
@@ -118,7 +118,8 @@ def _checked(reader: Reader, spec: RunSpec, sweep: str) -> Run:
         raise UsageError("model: it has no tokenizer; problems need one", field="model")
     for name in ("workers", "batch_size", "bucket"):
         at_least(name, spec.place(name, 1), 1)
-    check_device(spec.place("device", "cpu"))
+    on_ray = int(spec.place("workers", 1)) > 1 and not spec.place("simulate", False)
+    check_device(spec.place("device", "cpu"), elsewhere=runs_elsewhere(on_ray=on_ray, address=spec.place("address")))
     check_dtype(spec.place("dtype", "float32"))
     per_step = spec.place("tokens_per_step")
     if per_step is not None:
