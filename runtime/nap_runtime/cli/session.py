@@ -99,7 +99,6 @@ def coordinator(
             simulate=settings.simulate,
             address=settings.address,
             placement=settings.stands,
-            storage=settings.storage,
         )
 
     if interrupted():
@@ -108,7 +107,7 @@ def coordinator(
     if settings.on_ray and settings.stands == "one-host" and executor.placement != "strict-pack":
         _say_apart(executor, settings)
     try:
-        yield Coordinator(card.stored(settings.storage), executor)
+        yield Coordinator(card, executor)
     finally:
         with _undisturbed():
             executor.close()
