@@ -38,7 +38,7 @@ def runs(packed: Packed, sweep: str, **wanted: Any) -> list[Run]:
 
 def per_step(row: Row) -> int:
     """Tokens a step as it was asked for: the row has slots / T, T rounded up."""
-    return round(row["tokens_per_step"])
+    return round(float(row["tokens_per_step"]))
 
 
 def step_text(tokens: int) -> str:
