@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult, SyncPolicy
     from nap_runtime.models.loading import LoadedModel, load_model
     from nap_runtime.service.client import AsyncClient, Client
+    from nap_runtime.storage import Storage
     from nap_runtime.study.cost.ask import choose_sync
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ _HOMES = {
     "DecodeJob": "job",
     "DecodeResult": "job",
     "LoadedModel": "models.loading",
+    "Storage": "storage",
     "SyncPolicy": "job",
     "choose_sync": "study.cost.ask",
     "close": "api",
@@ -38,6 +40,7 @@ __all__ = [
     "DecodeJob",
     "DecodeResult",
     "LoadedModel",
+    "Storage",
     "SyncPolicy",
     "__version__",
     "choose_sync",

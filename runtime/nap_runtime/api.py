@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -30,7 +30,10 @@ from nap_runtime.job import (
 )
 from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.models.loading import LoadedModel, ModelCard, load_model, read_card
+from nap_runtime.models.quantised import FP8, check_storage, is_quantised, quantise
+from nap_runtime.models.transformer import DiffusionTransformer
 from nap_runtime.policy import Placement
+from nap_runtime.storage import NATIVE, Storage
 
 
 def check_device(device: str, *, elsewhere: bool = False) -> None:
@@ -71,30 +74,44 @@ def make_executor(
     simulate: bool = False,
     address: str | None = None,
     placement: Placement = "pack",
+    storage: Storage = NATIVE,
 ) -> Executor:
     """One worker (or W simulated ones) in this process, or W > 1 Ray actors.
 
     Raises:
-        UsageError: device, dtype or compile cannot be used, or the cluster has no room.
+        UsageError: device, dtype, compile or storage cannot be used, or the cluster has no room.
     """
     on_ray = workers > 1 and not simulate
     check_device(device, elsewhere=runs_elsewhere(on_ray=on_ray, address=address))
     kind, compiling = check_dtype(dtype), CompileOptions(mode=compile)
     if not on_ray:
-        loaded = model or load_model(card.path, dtype=kind, device=device)
-        return InlineExecutor(loaded.model, workers=workers, dtype=kind, device=device, compiling=compiling)
+        check_storage(storage, device=device, dtype=kind)
+        network = _stored(model, storage) if model else load_model(card.path, dtype=kind, device=device).model
+        if storage.weights == "fp8" and not is_quantised(network):
+            quantise(network)
+        kv = FP8 if storage.kv == "fp8" else kind
+        return InlineExecutor(network, workers=workers, dtype=kv, device=device, compiling=compiling)
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
 
     cluster = ClusterOptions(address=address, placement=placement)
-    return RayExecutor(card.reference, workers=workers, dtype=kind, device=device, compile=compile, cluster=cluster)
+    more: dict[str, Any] = {"compile": compile, "storage": storage, "cluster": cluster}
+    return RayExecutor(card.reference, workers=workers, dtype=kind, device=device, **more)
 
 
-_Key = tuple[str, str, int, str, str, bool, int, CompileMode]
+def _stored(loaded: LoadedModel, storage: Storage) -> DiffusionTransformer:
+    """A model that is the caller's is not changed."""
+    if storage.weights == "fp8" and not is_quantised(loaded.model):
+        text = "weights: a loaded model keeps its own; give its folder, or quantise it first"
+        raise UsageError(text, field="weights")
+    return loaded.model
+
+
+_Key = tuple[str, str, int, str, str, bool, int, CompileMode, Storage]
 _warm: dict[_Key, Coordinator] = {}
 
 
 def _on_ray(key: _Key) -> bool:
-    _, _, workers, _, _, simulate, _, _ = key
+    _, _, workers, _, _, simulate, *_ = key
     return workers > 1 and not simulate
 
 
@@ -104,10 +121,10 @@ def _coordinator(card: ModelCard, key: _Key, model: LoadedModel | None) -> Itera
     if key not in _warm:
         for other in [k for k in _warm if _on_ray(k) == _on_ray(key)]:
             _warm.pop(other).executor.close()  # one warm group of each kind: more would compete for the same devices
-        _, _, workers, dtype, device, simulate, _, compile = key
-        where = {"workers": workers, "dtype": dtype, "device": device, "compile": compile, "simulate": simulate}
-        executor = make_executor(card, model=model, **where)  # type: ignore[arg-type]
-        _warm[key] = Coordinator(card, executor)
+        _, _, workers, dtype, device, simulate, _, compile, storage = key
+        where: dict[str, Any] = {"workers": workers, "dtype": dtype, "device": device, "simulate": simulate}
+        executor = make_executor(card, model=model, compile=compile, storage=storage, **where)
+        _warm[key] = Coordinator(card.stored(storage), executor)
     try:
         yield _warm[key]
     except UsageError:
@@ -134,6 +151,7 @@ def decode(
     device: Device = "cpu",
     dtype: DType = "float32",
     compile: CompileMode = "none",
+    storage: Storage = NATIVE,
     batch_size: int = 1,
     simulate: bool = False,
 ) -> DecodeResult: ...
@@ -147,6 +165,7 @@ def decode(
     device: Device = "cpu",
     dtype: DType = "float32",
     compile: CompileMode = "none",
+    storage: Storage = NATIVE,
     batch_size: int = 1,
     simulate: bool = False,
 ) -> list[DecodeResult]: ...
@@ -159,6 +178,7 @@ def decode(
     device: Device = "cpu",
     dtype: DType = "float32",
     compile: CompileMode = "none",
+    storage: Storage = NATIVE,
     batch_size: int = 1,
     simulate: bool = False,
 ) -> DecodeResult | list[DecodeResult]:
@@ -171,7 +191,8 @@ def decode(
         workers: W; 1 runs in this process, more run as Ray actors, on a local cluster unless one is there.
         device, dtype: where and in what precision; a `LoadedModel` keeps its own, whatever is given.
         compile: `default` compiles steps, `graph` captures them in CUDA graphs too; worth it for many decodes.
-        batch_size: canvases of one layout decoded together.
+        storage: FP8 weights, keys and values; a `LoadedModel` has its own weights.
+        batch_size: canvases decoded together, with prompts of one bucket of 32 tokens.
         simulate: run W workers as threads of this process, with the ids of real ones.
 
     Raises:
@@ -190,7 +211,7 @@ def decode(
     jobs = [DecodeJob(question=question, index=index) for index, question in enumerate(questions)]
     # Not the fingerprint alone: a loaded model's weights may have been changed since, or its folder been edited.
     weights = 0 if loaded is None else id(loaded.model)
-    key = (card.fingerprint, str(card.path), workers, dtype, device, simulate, weights, compile)
+    key = (card.fingerprint, str(card.path), workers, dtype, device, simulate, weights, compile, storage)
     with _coordinator(card, key, loaded) as coordinator:
         results = sorted(coordinator.decode(jobs, config, batch_size=batch_size), key=lambda result: result.job.index)
     done = [_or_raise(result) for result in results]
@@ -208,7 +229,7 @@ def measure_link(
     at_least("workers", workers, 2)
     card = read_card(model)
     with _coordinator(
-        card, (card.fingerprint, str(card.path), workers, dtype, device, False, 0, "none"), None
+        card, (card.fingerprint, str(card.path), workers, dtype, device, False, 0, "none", NATIVE), None
     ) as coordinator:
         found = coordinator.executor.probe()
     assert found is not None, "workers on Ray have a network between them"

@@ -21,7 +21,7 @@ from nap_runtime.decoding.record import DecodeRecord
 from nap_runtime.executor.coordinator import Coordinator, JobFailure, Observer
 from nap_runtime.job import DecodeConfig, DecodeResult, SyncPolicy
 from nap_runtime.models.compiled import CompileMode
-from nap_runtime.models.quantised import Stored
+from nap_runtime.storage import Stored
 from nap_runtime.worker import Denoiser
 
 Family = Literal["ours", "one device", "peer"]

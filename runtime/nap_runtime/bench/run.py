@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from nap_runtime.metrics.agreement import compare
 from nap_runtime.models.compiled import CompileMode
 from nap_runtime.models.quantised import FP8, check_fp8, quantise
 from nap_runtime.models.transformer import DiffusionTransformer
+from nap_runtime.storage import Storage
 from nap_runtime.study.environment import environment
 from nap_runtime.worker import prepare
 
@@ -97,8 +99,8 @@ def _group(canvases: Canvases, model: DiffusionTransformer, workers: int, progre
     if workers == 1:
         return _in_turns(list(_alone(canvases, model)), canvases.spec, progress)
     timed = []
-    for how in canvases.spec.compiling:
-        with _started(canvases, workers, how) as place:
+    for how, weights, kv in product(canvases.spec.compiling, canvases.spec.weights, canvases.spec.kv):
+        with _started(canvases, workers, how, Storage(weights=weights, kv=kv)) as place:
             timed += _in_turns(list(cases.ours_together(canvases, place)), canvases.spec, progress)
     return timed
 
@@ -125,13 +127,13 @@ def _alone(canvases: Canvases, model: DiffusionTransformer) -> Iterator[Case]:
 
 
 @contextmanager
-def _started(canvases: Canvases, workers: int, how: CompileMode) -> Iterator[Place]:
+def _started(canvases: Canvases, workers: int, how: CompileMode, storage: Storage) -> Iterator[Place]:
     """A warm group on Ray."""
     spec = canvases.spec
-    more: dict[str, Any] = {} if how == "none" else {"compile": how}
-    executor = make_executor(canvases.card, workers=workers, dtype=spec.dtype, device=spec.device, **more)
+    where: dict[str, Any] = {"dtype": spec.dtype, "device": spec.device, "compile": how, "storage": storage}
+    executor = make_executor(canvases.card, workers=workers, **where)
     try:
-        yield Place(Coordinator(canvases.card, executor), how, "native", "native")
+        yield Place(Coordinator(canvases.card, executor), how, storage.weights, storage.kv)
     finally:
         executor.close()
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES, Device, DType, SyncMode, SyncPolicy, at_least, one_of
 from nap_runtime.models.compiled import COMPILE_MODES, AttentionKernel, CompileMode, CompileOptions, Gemm
-from nap_runtime.models.quantised import STORED, Stored
+from nap_runtime.storage import STORED, Stored
 
 Method = Literal["ours", "views", "llada", "prefix", "dual", "branches", "sequence"]
 METHODS: tuple[Method, ...] = get_args(Method)

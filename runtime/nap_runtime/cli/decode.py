@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nap_runtime.cli import auto, jobs, output, session
 from nap_runtime.cli.jobs import BadLine
@@ -189,10 +189,9 @@ class _Decode:
     ) -> Iterator[DecodeResult | JobFailure]:
         from nap_runtime.cli.notes import Notes
 
-        observer, size = observer or Notes(), self._settings.batch_size
-        return coordinator.decode(
-            good, self._settings.config, batch_size=size, observer=observer, cancelled=session.interrupted
-        )
+        how: dict[str, Any] = {"batch_size": self._settings.batch_size, "bucket": self._settings.bucket}
+        how |= {"observer": observer or Notes(), "cancelled": session.interrupted}
+        return coordinator.decode(good, self._settings.config, **how)
 
     def _watch(self, coordinator: Coordinator, good: list[DecodeJob]) -> list[DecodeResult | JobFailure]:
         """Decode under a picture of the canvas."""

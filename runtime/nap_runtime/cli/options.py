@@ -16,6 +16,7 @@ from nap_runtime.cli.settings import Settings, merge, read_yaml, sync_keys
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES
 from nap_runtime.policy import CONSENSUS_TOP, Placement
+from nap_runtime.storage import STORED
 from nap_runtime.study.cost.request import OVERHEAD
 
 _TINY = Path(__file__).resolve().parents[1] / "models" / "nap_tiny" / "decode.json"
@@ -210,7 +211,10 @@ PLACE = (
         "none",
         metavar="|".join(job.COMPILE_MODES),
     ),
-    Option("batch-size", "prompts of one length decoded together", "1", integer, "N"),
+    Option("weights", "numbers of the layers' matrices, made at load", "native", metavar="|".join(STORED)),
+    Option("kv", "numbers of keys and values, and of what syncs carry of them", "native", metavar="|".join(STORED)),
+    Option("batch-size", "prompts of nearly one length decoded together, as each alone", "1", integer, "N"),
+    Option("bucket", "prompt lengths that round up to one multiple of it share a batch", "32", integer, "N"),
     Option(
         "report-every",
         "steps between reports, off the critical path; without --settle the ids do not depend on it",

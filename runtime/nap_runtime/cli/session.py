@@ -99,6 +99,7 @@ def coordinator(
             simulate=settings.simulate,
             address=settings.address,
             placement=settings.stands,
+            storage=settings.storage,
         )
 
     if interrupted():
@@ -107,7 +108,7 @@ def coordinator(
     if settings.on_ray and settings.stands == "one-host" and executor.placement != "strict-pack":
         _say_apart(executor, settings)
     try:
-        yield Coordinator(card, executor)
+        yield Coordinator(card.stored(settings.storage), executor)
     finally:
         with _undisturbed():
             executor.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES, CompileMode, DecodeConfig, SyncPolicy, at_least, check_compile, one_of
 from nap_runtime.policy import Placement, placement_for
+from nap_runtime.storage import Storage, Stored
 from nap_runtime.study.cost.request import AutoSync
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class Settings:
         workers: W; 1 runs in this process, more through Ray, or with `simulate` as threads of this process.
         device, dtype: where and in what precision.
         compile: whether steps are compiled, or captured in CUDA graphs too.
-        batch_size: canvases of one layout decoded together.
+        weights, kv: numbers of the layers' matrices, and of keys and values (`Storage`).
+        batch_size: canvases decoded together, prompts' lengths rounding up to one multiple of `bucket` (None: 32).
         address: a Ray cluster that runs already (None: a local one is started).
         placement: on which of its hosts (None: as the sync asks for, `stands`).
         auto: a sync that is yet to be chosen; until then `config.sync` stands in for it.
@@ -42,7 +44,10 @@ class Settings:
     device: str = "cpu"
     dtype: str = "float32"
     compile: CompileMode = "none"
+    weights: Stored = "native"
+    kv: Stored = "native"
     batch_size: int = 1
+    bucket: int | None = None
     address: str | None = None
     placement: Placement | None = None
     auto: AutoSync | None = None
@@ -53,6 +58,7 @@ class Settings:
         check_compile(self.compile, device=self.device, simulated=self.simulate)
         at_least("workers", self.workers, 1)
         at_least("batch_size", self.batch_size, 1)
+        self._check_numbers()
         if not isinstance(self.model, str) or not isinstance(self.simulate, bool):
             name = "simulate" if isinstance(self.model, str) else "model"
             raise UsageError(f"{name}: {getattr(self, name)!r} is not of its type", field=name)
@@ -72,6 +78,19 @@ class Settings:
         if known and self.workers > paths:
             text = f"workers: {self.workers} workers for {paths} paths; use at most {paths}"
             raise UsageError(text, field="workers")
+
+    def _check_numbers(self) -> None:
+        if self.storage.weights == "fp8" and self.device == "cuda" and self.dtype != "bfloat16":
+            raise UsageError("weights: 'fp8' on a GPU gives bfloat16; use dtype bfloat16", field="weights")
+        if self.bucket is not None:
+            at_least("bucket", self.bucket, 1)
+            if self.batch_size == 1:
+                raise UsageError("bucket: one canvas makes no batch; give --batch-size too", field="bucket")
+
+    @property
+    def storage(self) -> Storage:
+        """How workers hold numbers."""
+        return Storage(weights=self.weights, kv=self.kv)
 
     @property
     def on_ray(self) -> bool:

@@ -29,7 +29,9 @@ from nap_runtime.job import CompileMode
 from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import load_weights, read_card
+from nap_runtime.models.quantised import FP8, check_storage, quantise
 from nap_runtime.models.transformer import DiffusionTransformer
+from nap_runtime.storage import NATIVE, Storage
 from nap_runtime.worker import BlockWorker, Denoiser, Outcome, Report, Task, prepare
 
 _DONE = object()
@@ -52,6 +54,7 @@ class Setup:
     dtype: str
     device: str
     compile: CompileMode
+    storage: Storage
     threads: int | None
     timeout: float
 
@@ -81,10 +84,13 @@ class WorkerProcess:
         if self._setup.threads:
             torch.set_num_threads(self._setup.threads)
         self._device = _own_device(self._setup.device)
+        storage = self._setup.storage
+        check_storage(storage, device=self._device, dtype=self._dtype)
         if copy is None:
             self._model = load_weights(read_card(self._setup.model), dtype=self._dtype, device=self._device)
+            self._model = quantise(self._model) if storage.weights == "fp8" else self._model
         else:
-            self._model = _from_copy(copy, self._dtype, self._device)
+            self._model = _from_copy(copy, self._dtype, self._device, storage)
         self._denoiser = prepare(self._model, self._compiling)
         return True
 
@@ -111,7 +117,11 @@ class WorkerProcess:
         finally:
             self._joining = False
         self._worker = BlockWorker(
-            self._denoiser, self._comm, dtype=self._dtype, device=self._device, compiling=self._compiling
+            self._denoiser,
+            self._comm,
+            dtype=FP8 if self._setup.storage.kv == "fp8" else self._dtype,
+            device=self._device,
+            compiling=self._compiling,
         )
         where = str(self._device)
         if self._device.type == "cuda":
@@ -209,10 +219,13 @@ def _as_bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
     return flat
 
 
-def _from_copy(copy: HostCopy, dtype: torch.dtype, device: torch.device) -> DiffusionTransformer:
+def _from_copy(
+    copy: HostCopy, dtype: torch.dtype, device: torch.device, storage: Storage = NATIVE
+) -> DiffusionTransformer:
     model = DiffusionTransformer(copy.config, dtype=dtype, device=device)
+    model = quantise(model) if storage.weights == "fp8" else model  # of nothing yet: it makes the places
     with torch.no_grad():
         for name, value in model.named_parameters():
-            given = torch.from_numpy(copy.tensors[name].copy()).view(dtype)
+            given = torch.from_numpy(copy.tensors[name].copy()).view(value.dtype)
             value.copy_(given.reshape(value.shape))
     return model.requires_grad_(False).eval()

@@ -33,6 +33,7 @@ from nap_runtime.executor.ray_cluster import ClusterOptions as ClusterOptions
 from nap_runtime.executor.ray_cluster import connect, cpu_share, interrupts_wait, ray_errors, reserve, unanswered
 from nap_runtime.executor.ray_homes import Homes
 from nap_runtime.job import CompileMode
+from nap_runtime.storage import NATIVE, Storage
 from nap_runtime.worker import Outcome, Report, Task
 
 
@@ -54,6 +55,7 @@ class RayExecutor:
         dtype: torch.dtype,
         device: str = "cpu",
         compile: CompileMode = "none",
+        storage: Storage = NATIVE,
         cluster: ClusterOptions | None = None,
     ) -> None:
         self.workers = workers
@@ -72,9 +74,8 @@ class RayExecutor:
         name = str(dtype).removeprefix("torch.")
         timeout = self._cluster.timeout
         self._liveness = Liveness(workers, _patience(self._cluster))
-        self._setup = Setup(
-            model=str(model), dtype=name, device=device, compile=compile, threads=threads, timeout=timeout
-        )
+        steps: dict[str, Any] = {"device": device, "compile": compile, "threads": threads, "timeout": timeout}
+        self._setup = Setup(model=str(model), dtype=name, storage=storage, **steps)
         try:
             with interrupts_wait():
                 self._owns_cluster = connect(self._cluster)

@@ -5,7 +5,7 @@ A model is named by a folder, a bundled name, or a URL that ``models/remote.py``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from nap_runtime.models.weights import (
     staged_folder,
     write_weights,
 )
+from nap_runtime.storage import Storage
 
 BUNDLED = {"nap-tiny": Path(__file__).parent / "nap_tiny"}
 
@@ -45,6 +46,10 @@ class ModelCard:
     tokenizer: Tokenizer | None
     fingerprint: str
     source: str = ""
+
+    def stored(self, storage: Storage) -> ModelCard:
+        """The card of the same model held otherwise: it decodes other ids, so it has another fingerprint."""
+        return replace(self, fingerprint=self.fingerprint + storage.marks)
 
     @property
     def reference(self) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,23 @@ from nap_runtime.errors import UsageError
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.sdpa import grouped_sdpa
 from nap_runtime.models.transformer import DiffusionTransformer, KVStore, Layer, accumulate_dtype
+from nap_runtime.storage import Storage
 
-Stored = Literal["native", "fp8"]
-STORED: tuple[Stored, ...] = get_args(Stored)
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
 _SMALLEST_SCALE = 2.0**-100  # of a row of zeros
 _SCALE_BYTES = 4
 _ADA = (8, 9)  # the first compute capability with FP8 products
+
+
+def check_storage(storage: Storage, *, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Whether a worker there can hold numbers so.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if storage.weights == "fp8":
+        check_fp8("weights", device=device, dtype=dtype)
 
 
 def check_fp8(field: str, *, device: torch.device | str, dtype: torch.dtype) -> None:

@@ -99,6 +99,7 @@ class Evaluation:
                 settings.config,
                 rows,
                 batch_size=settings.batch_size,
+                bucket=settings.bucket,
                 extra=self.extra,
                 cancelled=session.interrupted,
             )
