@@ -18,7 +18,7 @@ from nap_runtime.errors import UsageError
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.models.compiled import CompileOptions
-from nap_runtime.worker import BlockWorker, loop, stepping
+from nap_runtime.worker import BlockWorker, station, stepping
 from nap_runtime.worker.advance import Canvas, Choice, Slots, closing, picked, settle
 
 GRAPH = CompileOptions(mode="graph")
@@ -67,7 +67,7 @@ class Replayed:
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled functions are themselves, and graphs are replayed by hand."""
     monkeypatch.setattr(CompileOptions, "compiled", lambda self, function: function)
-    monkeypatch.setattr(loop, "StepGraphs", Replayed)
+    monkeypatch.setattr(station, "StepGraphs", Replayed)
 
 
 class _Worker:
@@ -119,6 +119,36 @@ def test_a_replayed_step_is_the_selectors(
         assert len(graphs.runs) > len(graphs.captured), "nothing was replayed"
     if unroll > 1 and options.get("steps") is None:
         assert any(len(key) == unroll for key in graphs.captured), "nothing was unrolled"  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    "options", [{"temperature": 1.0}, {"sync": SyncPolicy("tokens", every=2), "steps": 9}], ids=str
+)
+def test_a_batch_of_the_same_shape_uses_the_graphs_of_the_last(
+    tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any, collect: Any, options: dict[str, Any]
+) -> None:
+    model, layout = tiny_model("llada-tiny", 1), nap_layout((9, 5, 7))
+    kept = _Worker(model, GRAPH)
+    captured = set()
+    for seed in range(3):
+        config = DecodeConfig(paths=3, seed=seed, **options)
+        task = make_task(layout, config, [prompt_of(seed), prompt_of(seed + 9, tokens=4)])
+        same(collect(InlineExecutor(model, dtype=torch.float64), task), collect(kept, task), 2)
+        captured.add((id(Replayed.last), len(Replayed.last.captured)))
+    assert len(captured) == 1, "something was captured again"
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_only_so_many_shapes_are_kept(tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any) -> None:
+    kept = _Worker(tiny_model("llada-tiny", 1), GRAPH)
+    seen = []
+    for budget in (3, 4, 3, 5, 3, 4):
+        task = make_task(nap_layout((budget,)), DecodeConfig(paths=1), [prompt_of(0)])
+        kept.run(task, on_report=None)
+        seen.append(id(Replayed.last))
+        assert len(kept.worker.stations._kept) <= station.KEPT
+    assert len(set(seen)) == 4, "a shape that was used lately was forgotten, or one was kept too long"
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -245,7 +275,7 @@ def test_unknown_options_are_refused(wrong: dict[str, Any]) -> None:
 def test_wide_canvases_are_ranked_by_sorting(tiny_model: Any, task_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping, "WIDEST", 20)
     monkeypatch.setattr(CompileOptions, "compiled", lambda self, function: function)
-    monkeypatch.setattr(loop, "StepGraphs", Replayed)
+    monkeypatch.setattr(station, "StepGraphs", Replayed)
     _Worker(tiny_model("llada-tiny", 1), GRAPH).run(task_of("nap", {"steps": 4}), on_report=None)
     assert not Replayed.last.runs
 

@@ -6,7 +6,7 @@ Everything is a static tensor and nothing here reads a value back to the host, s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,6 +68,11 @@ class CanvasState:
             kind=torch.zeros_like(ids_BN, dtype=torch.uint8),
             score=torch.zeros_like(ids_BN, dtype=torch.float64),
         )
+
+    def become(self, other: CanvasState) -> None:
+        """Take over another state's values; the tensors stay where they are."""
+        for field in fields(self):
+            getattr(self, field.name).copy_(getattr(other, field.name))
 
     def restore(self, deltas: Sequence[Sequence[CanvasDelta]]) -> None:
         """Put back what was decided before; `deltas[canvas]` ordered by step."""

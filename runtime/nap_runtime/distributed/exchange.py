@@ -202,6 +202,11 @@ class TokenExchange:
             self._shares.wire.all_gather(self._recv, self._send, payload_bytes=0)
             self._unpack()
 
+    def restart(self) -> None:
+        """Count from the beginning of another batch."""
+        self.told.zero_()
+        self._told_before = 0
+
     def begin(self, step: int) -> Beside:
         """Send what was decided before `step`, beside what is computed next."""
         with self._shares.wire.exchanging():

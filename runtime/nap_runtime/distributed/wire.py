@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -114,6 +114,12 @@ class Wire:
 
     def __post_init__(self) -> None:
         self._began = self.clock.mark()
+
+    def restart(self) -> None:
+        """Count another batch from nothing."""
+        fresh = Wire(self.comm, self.clock)
+        for part in fields(self):
+            setattr(self, part.name, getattr(fresh, part.name))
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:

@@ -44,6 +44,7 @@ class InlineExecutor:
         self._dtype, self._device = dtype, torch.device(device)
         compiling.check(self._device, simulated=workers > 1)
         self._denoiser = prepare(denoiser, compiling)
+        self._only: BlockWorker | None = None  # the one worker, which keeps what it has captured
 
     @property
     def places(self) -> tuple[WorkerPlace, ...]:
@@ -56,7 +57,8 @@ class InlineExecutor:
     ) -> list[Outcome]:
         """See `Executor.run`. Without `on_report` no deltas are built (`Outcome` holds the order as arrays)."""
         if self.workers == 1:
-            return [self._worker(Solo()).run(task, on_report=on_report, cancelled=cancelled)]
+            self._only = self._only or self._worker(Solo())
+            return [self._only.run(task, on_report=on_report, cancelled=cancelled)]
         return _Simulation(self.workers).run(
             lambda comm: self._worker(comm).run(task, on_report=on_report, cancelled=cancelled)
         )

@@ -25,18 +25,18 @@ from nap_runtime.decoding.machine import (
     Sync,
 )
 from nap_runtime.decoding.record import SyncEvent
-from nap_runtime.decoding.state import CanvasState, Kind
+from nap_runtime.decoding.state import Kind
 from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge_flags
 from nap_runtime.distributed.exchange import TOKEN_BYTES
-from nap_runtime.distributed.wire import Beside, Clock, Pace, Wire
+from nap_runtime.distributed.wire import Beside, Pace
 from nap_runtime.models.compiled import EAGER_STEP, CompileOptions
 from nap_runtime.worker.denoiser import Denoiser as Denoiser
-from nap_runtime.worker.padding import Padding, in_columns, padded_ids
+from nap_runtime.worker.padding import in_columns
 from nap_runtime.worker.reporting import Report, Reporter
-from nap_runtime.worker.resources import Resources
 from nap_runtime.worker.selection import Selector
 from nap_runtime.worker.settling import Settling
-from nap_runtime.worker.stepping import DeviceSteps, Due, StepGraphs, Stepper
+from nap_runtime.worker.station import Stations
+from nap_runtime.worker.stepping import Due
 from nap_runtime.worker.task import Outcome, Task
 from nap_runtime.worker.task import Resume as Resume
 
@@ -58,7 +58,7 @@ class BlockWorker:
         compiling: CompileOptions = EAGER_STEP,
     ) -> None:
         self.denoiser, self.comm, self.dtype, self.device = denoiser, comm, dtype, device
-        self.compiling = compiling
+        self.compiling, self.stations = compiling, Stations()
         self.steps = 0  # instructions obeyed, over all batches: whoever watches sees whether it grows
         self.pace: Callable[[], Pace] = Pace  # of the batch under way
 
@@ -98,15 +98,9 @@ class _Run:
         self.denoiser, self.rank = worker.denoiser, worker.comm.rank
         begin = 0 if task.resume is None else task.resume.step
         self.machine = Coordination(task.plan, resume=begin)
-        self.wire = Wire(worker.comm, Clock(worker.device))
-        initial = [padded_ids(self.layout, prompt) for prompt in task.prompts]
-        self.state = CanvasState.start(self.layout, initial, worker.device)
-        if task.resume is not None:
-            self.state.restore(in_columns(task.resume.deltas, task.pads))
-        padding = Padding(task.pads, self.layout.size, worker.device)
-        self.resources = Resources(
-            task.plan, worker.denoiser.config, self.wire, self.state, dtype=worker.dtype, padding=padding
-        )
+        station = worker.stations.take(worker, task)
+        self.wire, self.state, self.resources = station.wire, station.state, station.resources
+        self.stepper = station.stepper(self._commit)
         self.reporter = Reporter(
             self.state,
             worker=self.rank,
@@ -114,7 +108,7 @@ class _Run:
             path_slots=self.resources.path_slots[self.rank],
             on_report=None if on_report is None else self._hand_on,
             begin=begin,
-            padding=padding,
+            padding=station.padding,
             blocks=[self.resources.slots_of(block) for block in range(len(self.plan.schedule.block_steps))],
         )
         self.selector = Selector(self.plan, self.denoiser, self.resources, self.state, self.rank)
@@ -122,7 +116,6 @@ class _Run:
         self._settling = self._watch_summary(len(task.prompts))
         self.reporter.settling = self._settling
         self._given_up = [0] * len(task.prompts)  # canvases whose summary has settled
-        self.stepper = self._make_stepper(worker.compiling)
         self._told_forwards = self._told_events = 0
         self._paths = self.plan.assignment.paths_of(self.rank)
         self._own_rows = len(self.plan.assignment.own_rows(self.layout, self.rank))
@@ -137,16 +130,6 @@ class _Run:
         given = in_columns(task.given, task.pads) if task.given else ()
         self._given = given_to(self.rank, given, over_canvas=bool(task.plan.schedule.canvas))
         self._beside: Beside | None = None  # an exchange under way beside the steps
-
-    def _make_stepper(self, compiling: CompileOptions) -> Stepper:
-        plan, parts = self.plan, (self.denoiser, self.resources)
-        if compiling.mode == "none":
-            return Stepper(*parts, self.wire, by_hand=self._commit)
-        steps = DeviceSteps(plan, *parts, self.state, rank=self.rank, options=compiling)
-        graphs = StepGraphs(self.wire) if compiling.mode == "graph" else None
-        return Stepper(
-            *parts, self.wire, by_hand=self._commit, device_steps=steps, graphs=graphs, unroll=compiling.unroll
-        )
 
     def _watch_summary(self, batch: int) -> Settling | None:
         settle, device = self.config.sync.settle, self.state.ids.device

@@ -80,9 +80,7 @@ class Resources:
         self._device, self._shift = state.ids.device, int(model.shifted_logits)
         batch, positions = state.ids.shape
         self._views = 2 if plan.config.cfg else 1  # with guidance each canvas stands twice, later without its prompt
-        self._store = store_of(
-            model, batch=self._views * batch, positions=positions, dtype=dtype, device=self._device
-        )
+        self._store = store_of(model, batch=self._views * batch, positions=positions, dtype=dtype, device=self._device)
         self._computed: dict[tuple[Rows, Layerwise, int | None], ComputedRows] = {}
         self._scored: dict[tuple[Rows, int | None, tuple[int, ...]], ScoredSlots] = {}
         self._blocks: dict[int, Region] = {}
@@ -231,6 +229,11 @@ class Resources:
             without_BN[:, : self._layout.prompt_tokens] = self._layout.mask_id
             ids_BN = torch.cat([ids_BN, without_BN])
         return ids_BN[:, rows] if rows.dim() == 1 else ids_BN.gather(1, rows)
+
+    def restart(self) -> None:
+        """Forget what the last batch was told; its keys and values are all computed anew at the first step."""
+        if "tokens" in self.__dict__:
+            self.tokens.restart()
 
     @property
     def views(self) -> int:

@@ -102,6 +102,10 @@ class DeviceSteps:
         self._options = replace(options, mode="default", unroll=1)  # what is compiled is the same in graphs
         self._gather = gatherer(self._options)
 
+    def restart(self, seed: int) -> None:
+        """Another batch of the same shape, with noise of its own."""
+        self._seed.fill_(seed)
+
     # -- which steps --------------------------------------------------------------------------------------------
 
     @property

@@ -1,0 +1,70 @@
+"""On a GPU, compiled and captured steps commit what plain ones do, and do not wait for the device."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from nap_runtime.executor.inline import InlineExecutor
+from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.models.compiled import CompileOptions
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+HOW = [
+    CompileOptions(mode="default"),
+    CompileOptions(mode="graph"),
+    CompileOptions(mode="graph", unroll=4),
+]
+CONFIGS: list[dict[str, Any]] = [
+    {"steps": 20},
+    {"temperature": 1.0, "seed": 4},
+    {"sync": SyncPolicy("kv", every=4), "steps": 24},
+    {"sync": SyncPolicy("none", topology="hub")},
+]
+
+
+@pytest.mark.parametrize("options", HOW, ids=lambda o: f"{o.mode}{o.unroll}")
+@pytest.mark.parametrize("shape", ["llada-tiny", "dream-tiny"])
+def test_captured_steps_commit_what_plain_ones_do(
+    tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any, collect: Any, shape: str, options: CompileOptions
+) -> None:
+    model = copy.deepcopy(tiny_model(shape, 1)).to("cuda")
+    place: dict[str, Any] = {"dtype": torch.float64, "device": "cuda"}
+    plain, ours = InlineExecutor(model, **place), InlineExecutor(model, compiling=options, **place)
+    for config in CONFIGS:
+        for seed in range(2):  # the second batch finds what the first has captured
+            task = make_task(nap_layout((19, 12, 16)), DecodeConfig(paths=3, **config), [prompt_of(seed)] * 2)
+            one, other = collect(plain, task), collect(ours, task)
+            assert other.ids == one.ids, config
+            assert other.commits() == one.commits(), config
+            assert other.outcomes[0].forwards == one.outcomes[0].forwards
+
+
+def test_a_replayed_step_does_not_wait(tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any) -> None:
+    from nap_runtime.distributed.comm import Solo
+    from nap_runtime.worker import BlockWorker, prepare
+    from nap_runtime.worker.loop import _Run
+
+    options = CompileOptions(mode="graph")
+    model = copy.deepcopy(tiny_model("llada-tiny", 1)).to("cuda")
+    device = torch.device("cuda")
+    worker = BlockWorker(prepare(model, options), Solo(), dtype=torch.float64, device=device, compiling=options)
+    config = DecodeConfig(paths=1, control_every=64)
+    task = make_task(nap_layout((40,), ends=()), config, [prompt_of(0)])
+    with torch.inference_mode():
+        run = _Run(worker, task, None, lambda: False)
+        for _ in range(14):  # the head has become smaller at step 8
+            run.obey(run.machine.next(run.control()))  # type: ignore[arg-type]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(20):
+                run.obey(run.machine.next(run.control()))  # type: ignore[arg-type]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
