@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nap_runtime.waiting import wait_asleep
+
 if TYPE_CHECKING:
     from nap_runtime.api import close, decode
     from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult, SyncPolicy
@@ -48,6 +50,8 @@ __all__ = [
     "decode",
     "load_model",
 ]
+
+wait_asleep()
 
 
 def __getattr__(name: str) -> Any:
