@@ -248,18 +248,23 @@ def run_status(args: argparse.Namespace) -> int:
         print(f"server {address}  version {cluster.version}  model {name}")
     print(f"jobs   {cluster.jobs_queued} queued, {cluster.jobs_running} running")
     print(_columns(_group_rows(cluster)))
+    for group in cluster.groups:
+        for slow in group.stragglers:
+            what = f"worker {slow.worker} of group {group.index} on {slow.host}"
+            print(f"slow   {what}: its steps take {slow.factor:.0f} times as long as its peers'")
     return 0
 
 
 def _group_rows(cluster: Any) -> Iterable[tuple[str, ...]]:
     from nap_runtime.service.v1 import decoder_pb2 as pb
 
-    yield "group", "state", "workers", "jobs", "restarts", "recoveries", "last recovery", "processes"
+    yield "group", "state", "workers", "jobs", "restarts", "recoveries", "last recovery", "processes", "hosts"
     for group in cluster.groups:
         state = pb.GroupState.Name(group.state).removeprefix("GROUP_STATE_").lower()
         last = f"{group.last_recovery.ToMilliseconds() / 1000:.2f} s" if group.HasField("last_recovery") else ""
         counts = map(str, (group.workers, len(group.job_ids), group.restarts, group.recoveries))
-        yield str(group.index), state, *counts, last, " ".join(map(str, group.processes))
+        processes, hosts = " ".join(map(str, group.processes)), " ".join(group.hosts)
+        yield str(group.index), state, *counts, last, processes, hosts
 
 
 def _columns(rows: Iterable[tuple[str, ...]]) -> str:

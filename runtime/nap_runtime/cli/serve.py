@@ -66,6 +66,9 @@ def _add_groups(parser: Parser) -> None:
     group.add_argument("--threads", type=positive, metavar="N", help="torch threads of a group (default: torch's)")
     text = "seconds of silence after which a worker or a group is lost (default: 5)"
     group.add_argument("--liveness", type=number, metavar="S", help=text)
+    text = "workers several times slower than their peers: put a spare on another host in their place (replace), only "
+    text += "show them (report), or look for none (off); on Ray (default: replace)"
+    group.add_argument("--stragglers", metavar="replace|report|off", help=text)
 
 
 def _add_jobs(parser: Parser) -> None:
@@ -84,7 +87,7 @@ def _add_jobs(parser: Parser) -> None:
     jobs.add_argument("--log-level", choices=("debug", "info", "warning", "error"), metavar="LEVEL", help=text)
 
 
-_GROUP = ("workers", "simulate", "spares", "address", "model", "device", "dtype", "threads", "liveness")
+_GROUP = ("workers", "simulate", "spares", "address", "model", "device", "dtype", "threads", "liveness", "stragglers")
 _SERVER = (
     "listen",
     "http",

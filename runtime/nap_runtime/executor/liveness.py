@@ -14,6 +14,7 @@ from statistics import median
 
 from nap_runtime.distributed.wire import Pace
 
+SLOW = 4.0  # times as long as its peers' that a straggler's steps take
 ASK_SECONDS = 0.5  # between two questions to a worker
 _WINDOW = 3.0  # seconds of steps that a pace is taken of; longer where they are slow
 _STEPS = 3  # that a pace is taken of, at least
@@ -44,7 +45,7 @@ class Patience:
     liveness: float = 5.0
     progress: float = 60.0
     first: float = 600.0
-    slow: float = 4.0
+    slow: float = SLOW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from nap_runtime.errors import NapError, UsageError, WorkerError, WorkerLostError
 from nap_runtime.executor.interrupts import on_interrupt
+from nap_runtime.executor.liveness import SLOW
 from nap_runtime.policy import Placement
 
 
@@ -45,7 +46,7 @@ class ClusterOptions:
     spares: int = 0
     liveness: float = 5.0
     placement: Placement = "pack"
-    slow: float = 4.0
+    slow: float = SLOW
     replace_slow: bool = True
 
 

@@ -167,10 +167,13 @@ class Dispatcher:
             await self._ledger.finish(live.row, live.row.attempt, "failed", reason)
         elif kind == "recovered":
             self._on_recovered(batch, message)
+        elif kind == "slow":
+            self._on_slow(group, message["workers"])
         elif kind in ("done", "cancelled"):
             await self._return(batch, "the group ended without a result", counts=True)
         elif kind == "broken":
-            await self._return(batch, message["message"], counts=True, code=message["code"], field=message["field"])
+            counts = not message.get("waits")
+            await self._return(batch, message["message"], counts=counts, code=message["code"], field=message["field"])
 
     async def _on_events(self, batch: Batch, message: Message) -> None:
         told: dict[str, tuple[int, list[tuple[EventKind, bytes, bytes]]]] = {}
@@ -199,7 +202,7 @@ class Dispatcher:
     def _on_recovered(self, batch: Batch, message: Message) -> None:
         status = batch.group.status
         status.recoveries += 1
-        status.last_recovery, status.processes = message["seconds"], message["processes"]
+        status.last_recovery = message["seconds"]
         self._figures.recoveries.inc()
         self._figures.recovery_seconds.observe(message["seconds"])
         self._log.warning(
@@ -208,6 +211,16 @@ class Dispatcher:
             **{"lost": message["lost"], "weights": message["weights"], "step": message["step"]},
             jobs=sorted(batch.open),
         )
+
+    def _on_slow(self, group: Group, workers: list[Any]) -> None:
+        group.status.slow = [(worker, host, factor) for worker, host, factor in workers]
+        self._figures.stragglers.clear()
+        for other in self.groups:
+            for _, host, _ in other.status.slow:
+                self._figures.stragglers.labels(host).inc()
+        for worker, host, factor in workers:
+            about = {"group": group.status.index, "worker": worker, "host": host, "factor": round(factor, 1)}
+            self._log.warning("worker.slow", **about)
 
     async def _return(
         self, batch: Batch, reason: str, *, counts: bool, code: str = "WORKERS_LOST", field: str = ""
@@ -238,12 +251,15 @@ class Dispatcher:
             except (GroupFailedError, ConnectionError, TimeoutError) as error:
                 group.forget()
                 failures += 1
+                no_room = isinstance(error, GroupFailedError) and error.field == "workers"
+                if no_room and not ready.done() and any(other.status.places for other in self.groups):
+                    ready.set_result(None)  # another group decodes: this one waits for hosts that join
                 fatal = isinstance(error, GroupFailedError) or failures >= 3
                 if fatal and not ready.done():
                     ready.set_exception(error)
                     return
                 self._log.error("group.start_failed", group=group.status.index, reason=str(error))
-                await asyncio.sleep(min(2.0**failures, 30.0))
+                await asyncio.sleep(min(2.0**failures, 2.0 if no_room else 30.0))
                 continue
             failures = 0
             group.status.state = "idle"
@@ -255,6 +271,7 @@ class Dispatcher:
 
     async def _lost(self, group: Group, reason: str) -> None:
         group.status.state, group.status.restarts = "recovering", group.status.restarts + 1
+        self._on_slow(group, [])
         self._figures.restarts.inc()
         self._log.warning("group.lost", group=group.status.index, reason=reason)
         group.forget()

@@ -39,6 +39,7 @@ class Figures:
         self.lost = Counter("nap_attempts_lost", "Attempts of jobs that were lost", **to)
         self.restarts = Counter("nap_group_restarts", "Coordinators started again", **to)
         self.recoveries = Counter("nap_worker_recoveries", "Groups repaired in the middle of a decode", **to)
+        self.stragglers = Gauge("nap_stragglers", "Workers much slower than their peers", ["host"], **to)
         self.recovery_seconds = Histogram("nap_recovery_seconds", "Repair of a group", buckets=_SECONDS, **to)
         self.journal_errors = Counter("nap_journal_errors", "Writes that the journal could not do", **to)
 

@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from nap_runtime.errors import CancelledError, ModelError, NapError, UsageError, WorkerError
+from nap_runtime.errors import CancelledError, ModelError, NapError, NoRoomError, UsageError, WorkerError
+from nap_runtime.executor.base import WorkerPlace
 from nap_runtime.executor.coordinator import Batch, Coordinator
+from nap_runtime.executor.liveness import SLOW
 from nap_runtime.executor.progress import Earlier
 from nap_runtime.job import DecodeConfig, DecodeJob
 from nap_runtime.service import failpoints
 from nap_runtime.service.frames import Channel, Message
 from nap_runtime.service.settings import GroupSettings
-from nap_runtime.service.telling import Teller, earlier_of
+from nap_runtime.service.telling import Teller, earlier_of, placed
 from nap_runtime.worker import Task
 
 _BEAT_SECONDS = 0.5
@@ -60,7 +62,13 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
 
     check_device(settings.device, elsewhere=runs_elsewhere(on_ray=True, address=settings.address))
-    cluster = ClusterOptions(address=settings.address, spares=settings.spares, liveness=settings.liveness)
+    cluster = ClusterOptions(
+        address=settings.address,
+        spares=settings.spares,
+        liveness=settings.liveness,
+        slow=0.0 if settings.stragglers == "off" else SLOW,
+        replace_slow=settings.stragglers == "replace",
+    )
     where: dict[str, Any] = {"dtype": check_dtype(settings.dtype), "device": settings.device, "cluster": cluster}
     return Coordinator(card, RayExecutor(card.reference, workers=settings.workers, **where))
 
@@ -74,6 +82,7 @@ class GroupProcess:
         self._cancelled: set[int] = set()
         self._teller = Teller(channel)
         self._coordinator: Coordinator | None = None
+        self._places: tuple[WorkerPlace, ...] = ()
 
     def run(self) -> int:
         """Until the server says stop, or goes."""
@@ -87,16 +96,19 @@ class GroupProcess:
         except Exception as error:
             self._channel.send(kind="failed", **_described(error))
             return 1
-        executor = self._coordinator.executor
-        self._channel.send(
-            kind="ready",
-            processes=[os.getpid(), *(place.process for place in executor.places)],
-            places=[[place.host, place.device] for place in executor.places],
-        )
+        self._places = self._coordinator.executor.places
+        self._channel.send(kind="ready", **placed(self._places))
         while (message := self._inbox.get()) is not None:
             self._decode(message)
         self._close()
         return 0
+
+    def _tell_places(self) -> None:
+        """Workers may have been put elsewhere, also between two batches."""
+        assert self._coordinator is not None
+        if (places := self._coordinator.executor.places) != self._places:
+            self._places = places
+            self._channel.send(kind="placed", **placed(places))
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):
@@ -137,6 +149,7 @@ class GroupProcess:
             failpoints.reach("group.before_run", *(job.question for job in batch.jobs))
             results = self._run(number, batch)
             failpoints.reach("group.before_result")
+            self._tell_places()
             for index, result in enumerate(results):
                 self._teller.result(number, index, result)
             self._channel.send(kind="done", batch=number)
@@ -144,6 +157,9 @@ class GroupProcess:
             self._channel.send(kind="cancelled", batch=number)
         except OSError:
             raise  # the server is gone
+        except NoRoomError as error:  # no fault of the jobs: they wait until this group, started anew, has found room
+            self._channel.send(kind="broken", batch=number, waits=True, **_described(error))
+            self._inbox.put(None)
         except Exception as error:
             self._channel.send(kind="broken", batch=number, **_described(error))
         finally:

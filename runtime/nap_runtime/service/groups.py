@@ -34,6 +34,7 @@ class GroupStatus:
     last_recovery: float | None = None
     processes: list[int] = field(default_factory=list)
     places: list[list[str]] = field(default_factory=list)
+    slow: list[tuple[int, str, float]] = field(default_factory=list)  # worker, host, factor
 
 
 class GroupFailedError(Exception):
@@ -84,7 +85,7 @@ class Group:
         async with asyncio.timeout(START_SECONDS):
             while (message := await receive(self._reader)) is not None:
                 if message["kind"] == "ready":
-                    self.status.processes, self.status.places = message["processes"], message["places"]
+                    self._placed(message)
                     self._heard = time.monotonic()
                     return
                 if message["kind"] == "failed":
@@ -97,6 +98,8 @@ class Group:
         try:
             while (message := await receive(self._reader)) is not None:
                 self._heard = time.monotonic()
+                if message["kind"] in ("placed", "recovered"):
+                    self._placed(message)
                 if message["kind"] != "beat":
                     self._handling = True  # waiting for the journal is not the group's silence
                     await self._hear(self, message)
@@ -108,6 +111,9 @@ class Group:
         if watch.done() and not watch.cancelled():
             return watch.result()
         return f"its coordinator died ({await self._ending()})"
+
+    def _placed(self, message: Message) -> None:
+        self.status.processes, self.status.places = message["processes"], message["places"]
 
     async def _watch(self) -> str:
         while self._handling or time.monotonic() < self._heard + self.settings.liveness:

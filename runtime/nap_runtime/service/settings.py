@@ -45,6 +45,9 @@ class Limits:
             raise UsageError(f"canvas: at most {MAX_CANVAS}, positions travel as u16", field="canvas")
 
 
+STRAGGLERS = ("replace", "report", "off")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSettings:
     """What every worker group is made of.
@@ -57,6 +60,8 @@ class GroupSettings:
         spares: warm workers that wait for another to die; on Ray only.
         liveness: seconds of silence after which a worker, or a group's process, counts as lost.
         threads: torch threads of a group (None: torch's choice).
+        stragglers: what happens to workers that are much slower than their peers, on Ray: `replace` gives their place
+            to a spare on another host, where there is one; `report` shows them only; `off` looks for none.
     """
 
     model: str = "nap-tiny"
@@ -68,10 +73,12 @@ class GroupSettings:
     spares: int = 0
     liveness: float = 5.0
     threads: int | None = None
+    stragglers: str = "replace"
 
     def __post_init__(self) -> None:
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, DTYPES)
+        one_of("stragglers", self.stragglers, STRAGGLERS)
         at_least("workers", self.workers, 1)
         at_least("spares", self.spares, 0)
         if self.threads is not None:

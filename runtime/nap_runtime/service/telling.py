@@ -12,7 +12,9 @@ import numpy as np
 
 from nap_runtime.decoding.kinds import Kind
 from nap_runtime.decoding.record import CanvasDelta, SyncEvent
+from nap_runtime.executor.base import WorkerPlace
 from nap_runtime.executor.coordinator import Batch, Coordinator, JobFailure, Observer, Recovery
+from nap_runtime.executor.liveness import Straggler
 from nap_runtime.executor.progress import Common, Earlier
 from nap_runtime.job import DecodeResult
 from nap_runtime.metrics.answers import extract_boxed
@@ -51,6 +53,14 @@ class Teller:
             return
         message, record = result_to_proto(result), result.record.to_bytes()
         self._channel.send(kind="result", batch=number, job=job, result=message.SerializeToString(), record=record)
+
+
+def placed(places: Sequence[WorkerPlace]) -> dict[str, Any]:
+    """Where a group is: the coordinator's process and the workers', and the workers' hosts and devices."""
+    return {
+        "processes": [os.getpid(), *(place.process for place in places)],
+        "places": [[place.host, place.device] for place in places],
+    }
 
 
 class _BatchTeller(Observer):
@@ -105,13 +115,16 @@ class _BatchTeller(Observer):
     def on_recovery(self, batch: Batch, recovery: Recovery) -> None:
         self._rolled_back(batch, recovery.step, recovery.reason)
         repair = recovery.repair
-        places = self._coordinator.executor.places
         self._channel.send(
             kind="recovered",
             **{"batch": self._number, "step": recovery.step, "reason": recovery.reason},
             **{"seconds": repair.seconds, "lost": list(repair.lost), "weights": repair.weights},
-            processes=[os.getpid(), *(place.process for place in places)],
+            **placed(self._coordinator.executor.places),
         )
+
+    def on_straggler(self, batch: Batch, slow: Sequence[Straggler]) -> None:
+        workers = [[one.worker, one.host, one.factor] for one in slow]
+        self._channel.send(kind="slow", batch=self._number, workers=workers)
 
     def _rolled_back(self, batch: Batch, step: int, reason: str) -> None:
         assignment = batch.task.plan.assignment.worker_of

@@ -148,7 +148,10 @@ def cluster_message(dispatcher: Dispatcher, card: ModelCard, group: GroupSetting
             restarts=status.restarts,
             recoveries=status.recoveries,
             processes=status.processes,
+            hosts=[host for host, _ in status.places],
         )
+        for worker, host, factor in status.slow:
+            shown.stragglers.add(worker=worker, host=host, factor=factor)
         if status.last_recovery is not None:
             shown.last_recovery.CopyFrom(duration(status.last_recovery))
         busy = pb.DEVICE_STATE_BUSY if status.state == "busy" else pb.DEVICE_STATE_IDLE

@@ -736,7 +736,7 @@ class Device(_message.Message):
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("index", "state", "workers", "job_ids", "restarts", "recoveries", "last_recovery", "processes")
+    __slots__ = ("index", "state", "workers", "job_ids", "restarts", "recoveries", "last_recovery", "processes", "hosts", "stragglers")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
@@ -745,6 +745,8 @@ class Group(_message.Message):
     RECOVERIES_FIELD_NUMBER: _ClassVar[int]
     LAST_RECOVERY_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
+    STRAGGLERS_FIELD_NUMBER: _ClassVar[int]
     index: int
     state: GroupState
     workers: int
@@ -753,7 +755,19 @@ class Group(_message.Message):
     recoveries: int
     last_recovery: _duration_pb2.Duration
     processes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[GroupState, str]] = ..., workers: _Optional[int] = ..., job_ids: _Optional[_Iterable[str]] = ..., restarts: _Optional[int] = ..., recoveries: _Optional[int] = ..., last_recovery: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., processes: _Optional[_Iterable[int]] = ...) -> None: ...
+    hosts: _containers.RepeatedScalarFieldContainer[str]
+    stragglers: _containers.RepeatedCompositeFieldContainer[Straggler]
+    def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[GroupState, str]] = ..., workers: _Optional[int] = ..., job_ids: _Optional[_Iterable[str]] = ..., restarts: _Optional[int] = ..., recoveries: _Optional[int] = ..., last_recovery: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., processes: _Optional[_Iterable[int]] = ..., hosts: _Optional[_Iterable[str]] = ..., stragglers: _Optional[_Iterable[_Union[Straggler, _Mapping]]] = ...) -> None: ...
+
+class Straggler(_message.Message):
+    __slots__ = ("worker", "host", "factor")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    worker: int
+    host: str
+    factor: float
+    def __init__(self, worker: _Optional[int] = ..., host: _Optional[str] = ..., factor: _Optional[float] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("name", "architecture", "parameters", "vocabulary", "max_canvas", "dtype")
