@@ -1,8 +1,8 @@
 """How torch's threads wait for each other, decided before torch is loaded.
 
-OpenMP's threads spin between two pieces of work, which is quickest as long as nobody else wants the cores. Where somebody
-does, a thread that spins keeps out the one it waits for, and every operation lasts a scheduler's time slice: a decode
-beside one busy process takes ten times as long and more (`benchmarks/at_rest.py`). So they sleep instead.
+OpenMP's threads spin between two pieces of work, which is quickest as long as nobody else wants the cores. Where
+somebody does, a thread that spins keeps out the one it waits for, and every operation lasts a scheduler's time slice: a
+decode beside one busy process takes ten times as long and more (`benchmarks/at_rest.py`). So they sleep instead.
 """
 
 from __future__ import annotations
