@@ -93,7 +93,7 @@ def opened(spec: BenchSpec) -> Iterator[tuple[Canvases, DiffusionTransformer]]:
         if spec.shape is None:
             card = read_card(spec.model)
             yield (
-                Canvases(card, spec, _questions(card, max(spec.batches))),
+                Canvases(card, spec, _questions(card, max(spec.batch_size))),
                 load_weights(card, dtype=dtype, device=device),
             )
             return
@@ -117,4 +117,4 @@ def _questions(card: ModelCard, count: int) -> tuple[tuple[int, ...], ...]:
 
 def _random_prompts(spec: BenchSpec, vocabulary: int) -> tuple[tuple[int, ...], ...]:
     draw, ids = random.Random(spec.seed), range(2, min(vocabulary, 90))
-    return tuple(tuple(draw.choices(ids, k=spec.prompt_tokens)) for _ in range(max(spec.batches)))
+    return tuple(tuple(draw.choices(ids, k=spec.prompt_tokens)) for _ in range(max(spec.batch_size)))

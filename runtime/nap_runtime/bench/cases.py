@@ -149,7 +149,7 @@ def ours_together(canvases: Canvases, place: Place) -> Iterator[Case]:
 def _ours(
     canvases: Canvases, place: Place, name: str, policy: SyncPolicy, *, against: str, must_agree: bool = False
 ) -> Iterator[Case]:
-    for batch in canvases.spec.batches:
+    for batch in canvases.spec.batch_size:
         config = canvases.config(policy, steps=canvases.steps)
         same = must_agree and place.weights == place.kv == "native"
         yield _case(canvases, place, name, config, batch=batch, against=against, must_agree=same)

@@ -99,7 +99,7 @@ def _group(canvases: Canvases, model: DiffusionTransformer, workers: int, progre
     if workers == 1:
         return _in_turns(list(_alone(canvases, model)), canvases.spec, progress)
     timed = []
-    for how, weights, kv in product(canvases.spec.compiling, canvases.spec.weights, canvases.spec.kv):
+    for how, weights, kv in product(canvases.spec.compile, canvases.spec.weights, canvases.spec.kv):
         with _started(canvases, workers, how, Storage(weights=weights, kv=kv)) as place:
             timed += _in_turns(list(cases.ours_together(canvases, place)), canvases.spec, progress)
     return timed
@@ -109,7 +109,7 @@ def _alone(canvases: Canvases, model: DiffusionTransformer) -> Iterator[Case]:
     """Cases of this process: ours as every way of carrying out steps and of storing numbers, and the peers once."""
     spec = canvases.spec
     device, dtype = torch.device(spec.device), getattr(torch, spec.dtype)
-    for how in spec.compiling:
+    for how in spec.compile:
         for weights in spec.weights:
             network = model if weights == "native" else quantise(copy.deepcopy(model))
             for kv in spec.kv:
@@ -118,7 +118,7 @@ def _alone(canvases: Canvases, model: DiffusionTransformer) -> Iterator[Case]:
                 executor = InlineExecutor(network, dtype=kind, device=device, compiling=options)
                 yield from cases.ours_alone(canvases, Place(Coordinator(canvases.card, executor), how, weights, kv))
     yield from cases.peer_loops(canvases, model, "none")
-    ways: tuple[CompileMode, ...] = ("none",) if spec.compiling == ("none",) else ("default",)
+    ways: tuple[CompileMode, ...] = ("none",) if spec.compile == ("none",) else ("default",)
     for how in ways:
         denoiser = prepare(model, spec.compile_options(how))
         yield from cases.one_device(canvases, denoiser, how, dtype=dtype)

@@ -30,8 +30,8 @@ class BenchSpec:
             canvas in LLaDA's order over a group.
         workers: sizes of groups; 1 is this process.
         sync, every: modes, and K of those that have one.
-        batches: canvases decoded together, of `ours`.
-        compiling: how steps are carried out; peers run with `none`, and compiled where that helps them.
+        batch_size: canvases decoded together, of `ours`.
+        compile: how steps are carried out; peers run with `none`, and compiled where that helps them.
         weights, kv: of `ours` and `views`.
         branches: of `branches`, beside the anchor.
         repeats: decodes of each case after one to warm up.
@@ -53,8 +53,8 @@ class BenchSpec:
     workers: tuple[int, ...] = (1,)
     sync: tuple[SyncMode, ...] = ("exact", "kv", "tokens", "shared", "none")
     every: tuple[int, ...] = (8,)
-    batches: tuple[int, ...] = (1,)
-    compiling: tuple[CompileMode, ...] = ("none",)
+    batch_size: tuple[int, ...] = (1,)
+    compile: tuple[CompileMode, ...] = ("none",)
     gemm: Gemm = "library"
     attention: AttentionKernel = "auto"
     unroll: int = 1
@@ -70,7 +70,7 @@ class BenchSpec:
         allowed = {
             "methods": METHODS,
             "sync": get_args(SyncMode),
-            "compiling": COMPILE_MODES,
+            "compile": COMPILE_MODES,
             "weights": STORED,
             "kv": STORED,
         }
@@ -78,7 +78,7 @@ class BenchSpec:
             _listed(name, getattr(self, name))
             for value in getattr(self, name):
                 one_of(name, value, known)
-        for name in ("workers", "every", "batches"):
+        for name in ("workers", "every", "batch_size"):
             _listed(name, getattr(self, name))
             for value in getattr(self, name):
                 at_least(name, value, 1)
