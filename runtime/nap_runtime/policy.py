@@ -29,7 +29,8 @@ class SyncPolicy:
         mode: what travels (see `docs/architecture.md`, "Sync modes").
         every: K, steps between syncs; `tokens`, `shared` and `kv` only (None: 1).
         warmup: steps that are exact before K applies; `tokens`, `shared` and `kv` only.
-        overlap: the exchange runs beside the next step and is waited for one step later; `tokens` and `kv` only.
+        overlap: the exchange runs beside the next step and is waited for one step later (`tokens` and `kv`), or
+            at every layer beside attention to the own rows (`exact`, which stays as fresh).
         topology: who sees whom (None: `hub` for `shared`, else `full`).
         summary: how the summary is decoded (None: `gather`). `consensus`: by every worker from its own view, their
             log-probabilities averaged. `live`: as `gather`, and at each sync it is also scored from what the paths
@@ -71,7 +72,7 @@ class SyncPolicy:
             for name, given in (("every", self.every is not None), ("warmup", self.warmup > 0)):
                 if given:
                     raise UsageError(f"{name}: sync '{self.mode}' does not use it; leave it out", field=name)
-        if self.overlap and self.mode not in ("tokens", "kv"):
+        if self.overlap and self.mode not in ("exact", "tokens", "kv"):
             raise UsageError(f"overlap: sync '{self.mode}' does not use it; leave it out", field="overlap")
         if self.mode == "shared" and self.topology not in (None, "hub"):
             raise UsageError(f"topology: sync 'shared' needs 'hub', not '{self.topology}'", field="topology")

@@ -10,7 +10,9 @@ import torch
 
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.models.attention import attend_part, merge_partials, partial_attention
 from nap_runtime.models.compiled import CompileOptions
+from nap_runtime.models.sdpa import grouped_sdpa
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,6 +47,21 @@ def test_captured_steps_commit_what_plain_ones_do(
             assert other.ids == one.ids, config
             assert other.commits() == one.commits(), config
             assert other.outcomes[0].forwards == one.outcomes[0].forwards
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_attention_in_parts_is_attention(groups: int) -> None:
+    draw = torch.Generator(device="cuda").manual_seed(0)
+
+    def random(heads: int, rows: int) -> torch.Tensor:
+        return torch.randn((2, heads, rows, 128), generator=draw, device="cuda", dtype=torch.bfloat16)
+
+    q, k, v = random(8, 331), random(8 // groups, 1152), random(8 // groups, 1152)
+    parts = [attend_part(q, k[:, :, part], v[:, :, part]) for part in (slice(0, 331), slice(331, 1152))]
+    merged = merge_partials(torch.stack([o for o, _ in parts]), torch.stack([lse for _, lse in parts]))
+    torch.testing.assert_close(merged, grouped_sdpa(q, k, v), atol=4e-3, rtol=2e-2)
+    by_hand = partial_attention(q, k[:, :, :331], v[:, :, :331])
+    torch.testing.assert_close(parts[0][1], by_hand[1], atol=1e-3, rtol=1e-3)
 
 
 def test_a_replayed_step_does_not_wait(tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any) -> None:

@@ -135,7 +135,7 @@ def test_ctrl_c_is_130_and_one_line(model: Path, tmp_path: Path) -> None:
         (["decode", "--every", "4"], ["--every", "'exact'"]),
         (["decode", "--every", "four"], ["--every", "'four' is not an integer"]),
         (["decode", "--sync", "sometimes"], ["--sync", "'sometimes'"]),
-        (["decode", "--overlap"], ["--overlap", "sync 'exact' does not use it"]),
+        (["decode", "--sync", "none", "--overlap"], ["--overlap", "sync 'none' does not use it"]),
         (["decode", "--cfg", "-2"], ["--cfg", "-2"]),
         (["decode", "--threshold", "0.9"], ["--threshold", "'parallel-forced' does not use it"]),
         (["decode", "--rule", "threshold", "--threshold", "1.2"], ["--threshold", "no probability"]),

@@ -29,6 +29,7 @@ TOPOLOGIES = ("full", "hub", "isolated")
 BUDGETS = {1: (9,), 2: (7, 4), 3: (5, 8, 3), 4: (4, 7, 2, 6)}
 EQUALS_ONE_DEVICE = (
     *(SyncPolicy("exact", topology=topology) for topology in TOPOLOGIES),
+    *(SyncPolicy("exact", topology=topology, overlap=True) for topology in TOPOLOGIES),
     *(SyncPolicy("tokens", every=1, topology=topology) for topology in TOPOLOGIES),
     SyncPolicy("shared", every=1),
     SyncPolicy("none", topology="isolated"),
@@ -37,7 +38,7 @@ PLACEMENTS = [(0, 1), (1, 0), (0, 1, 0), (2, 0, 1), (1, 0, 1, 0), (2, 1, 0, 2), 
 
 
 def name(policy: SyncPolicy) -> str:
-    return f"{policy.mode}-{policy.sees}"
+    return f"{policy.mode}-{policy.sees}{'-overlap' * policy.overlap}"
 
 
 def one_device(policy: SyncPolicy) -> SyncPolicy:

@@ -83,7 +83,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: DecodeConfig(rule="confidence", sync=SyncPolicy("tokens", every=2)), "sync"),
     (lambda: DecodeConfig(layout="plain", sync=SyncPolicy("none")), "sync"),
     (lambda: DecodeConfig(rule="confidence", sync=SyncPolicy("tokens", overlap=True)), "sync"),
-    (lambda: SyncPolicy("exact", overlap=True), "overlap"),
+    (lambda: SyncPolicy("shared", overlap=True), "overlap"),
     (lambda: SyncPolicy("shared", overlap=True), "overlap"),
     (lambda: SyncPolicy("none", overlap=True), "overlap"),
     (lambda: SyncPolicy("kv", overlap="yes"), "overlap"),  # type: ignore[arg-type]

@@ -173,7 +173,7 @@ SYNC = (
     Option("overhead", "share of the time that syncs may take, of --sync auto", f"{OVERHEAD:g}", number),
     Option("every", "steps between syncs, of tokens, shared and kv", str(_S.period), integer, "K"),
     Option("warmup", "steps that are exact before --every applies", str(_S.warmup), integer, "N"),
-    Option("overlap", "exchange beside the next step, of tokens and kv", "off", None),
+    Option("overlap", "exchange beside the next step, of tokens and kv, or beside attention, of exact", "off", None),
     Option("topology", "who sees whom", "hub for sync shared, else full", metavar=_choices(job.Topology)),
     Option(
         "summary",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nap_runtime.decoding.state import CanvasState
 from nap_runtime.distributed.wire import Beside, Wire
-from nap_runtime.models.attention import merge_partials, partial_attention
+from nap_runtime.models.attention import attend_part, merge_partials, partial_attention
 from nap_runtime.models.sdpa import grouped_sdpa
 from nap_runtime.models.transformer import KVStore
 
@@ -112,13 +112,49 @@ class LayerKeys:
     def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
         """Exchange this layer's keys and values, then attend over the whole canvas."""
         with self._shares.wire.exchanging():
-            mine = self._shares.mine
-            self._send[0, ..., : len(mine), :] = self._store.pack(k_BGRE)
-            self._send[1, ..., : len(mine), :] = self._store.pack(v_BGRE)
+            self._pack(k_BGRE, v_BGRE)
             self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
             for (k_peer, v_peer), rows in zip(self._recv, self._shares.rows, strict=True):
                 self._store.put(layer, rows, k_peer[..., : len(rows), :], v_peer[..., : len(rows), :])
         return grouped_sdpa(q_BHRE, *self._store.read(layer, q_BHRE.dtype), self._mask_RN)
+
+    def _pack(self, k_BGRE: Tensor, v_BGRE: Tensor) -> None:
+        rows = k_BGRE.shape[2]
+        self._send[0, ..., :rows, :] = self._store.pack(k_BGRE)
+        self._send[1, ..., :rows, :] = self._store.pack(v_BGRE)
+
+
+class LayerKeysBeside(LayerKeys):
+    """`exact` with overlap: while a layer's keys and values travel, the rows attend to those computed here.
+
+    Attention over the peers' keys follows, and the parts are merged by their log-sum-exp: the same sums in another
+    order. An `Attend`.
+    """
+
+    def __init__(
+        self, wire: Wire, rows_by_worker: Sequence[Sequence[int]], store: KVStore, mask_RN: Tensor | None
+    ) -> None:
+        super().__init__(wire, rows_by_worker, store, mask_RN)
+        self._masks = [None if mask_RN is None else mask_RN.index_select(-1, rows) for rows in self._shares.rows]
+
+    def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
+        """Send, attend to the own rows' keys, wait, attend to the peers', merge."""
+        shares, wire = self._shares, self._shares.wire
+        with wire.exchanging():
+            self._pack(k_BGRE, v_BGRE)
+            gather = wire.start_all_gather(self._recv, self._send, payload_bytes=self._payload)
+        parts = [self._attend(layer, q_BHRE, shares.rank, shares.mine, self._send)]
+        with wire.exchanging():
+            wire.arrive(gather)
+        parts += [self._attend(layer, q_BHRE, rank, rows, self._recv[rank]) for rank, rows in shares.peers()]
+        return merge_partials(torch.stack([o for o, _ in parts]), torch.stack([lse for _, lse in parts]))
+
+    def _attend(self, layer: int, q_BHRE: Tensor, rank: int, rows_M: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Put one worker's keys and values into the store, and attend to them."""
+        k_BGMX, v_BGMX = (half[..., : len(rows_M), :] for half in held)
+        self._store.put(layer, rows_M, k_BGMX, v_BGMX)
+        keys, values = (self._store.unpack(x, q_BHRE.dtype) for x in (k_BGMX, v_BGMX))
+        return attend_part(q_BHRE, keys, values, self._masks[rank])
 
 
 class Partials:

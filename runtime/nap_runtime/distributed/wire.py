@@ -140,11 +140,13 @@ class Wire:
     def start_all_gather(self, out: Tensor, inp: Tensor, *, payload_bytes: int) -> Beside:
         """Begin to gather beside compute, and count. Call it while `exchanging`, which times the packing."""
         self._count(inp, payload_bytes)
-        return Beside(self.comm.start_all_gather(out, inp), self.clock.mark())
+        pending = self.comm.start_all_gather(out, inp)
+        return Beside(pending, 0.0 if self._capturing else self.clock.mark())
 
     def arrive(self, gather: Beside) -> None:
         """Wait for a gather that ran beside compute. Call it while `exchanging`, which times the wait."""
-        self._beside.append((gather.began, self.clock.mark()))
+        if not self._capturing:
+            self._beside.append((gather.began, self.clock.mark()))
         gather.pending.wait()
 
     @contextmanager

@@ -54,6 +54,16 @@ def partial_attention(
     return o_BGXE.reshape(q_BHRE.shape).to(q_BHRE.dtype), lse_BGX.reshape(q_BHRE.shape[:-1])
 
 
+def attend_part(q_BHRE: Tensor, k_BGME: Tensor, v_BGME: Tensor, mask_RM: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """:func:`partial_attention` by the fused kernel where a GPU has one: half precision, no mask."""
+    fused = q_BHRE.is_cuda and mask_RM is None and q_BHRE.dtype in (torch.bfloat16, torch.float16)
+    if not fused or k_BGME.shape[2] == 0:
+        return partial_attention(q_BHRE, k_BGME, v_BGME, mask_RM)
+    q_BGXE = fold_heads(q_BHRE, k_BGME.shape[1])
+    o_BGXE, lse_BGX = torch.ops.aten._scaled_dot_product_flash_attention(q_BGXE, k_BGME, v_BGME)[:2]
+    return o_BGXE.reshape(q_BHRE.shape), lse_BGX.reshape(q_BHRE.shape[:-1])
+
+
 def merge_partials(o_WBHRE: Tensor, lse_WBHR: Tensor) -> Tensor:
     """Attention over the union of W disjoint parts, o_BHRE in the parts' dtype.
 

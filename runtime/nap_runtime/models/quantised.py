@@ -155,6 +155,10 @@ class PackedStore(KVStore):
         numbers, scale = quantise_rows(x_BGRE)
         return torch.cat((numbers.view(torch.uint8), scale.view(torch.uint8)), dim=-1)
 
+    def unpack(self, held_BGRX: Tensor, dtype: torch.dtype) -> Tensor:
+        """Keys or values of `pack` in `dtype`, [B, G, R, E]."""
+        return _unpack(held_BGRX, dtype)
+
     def read(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer in `dtype`, [B, G, N, E] each."""
         return _unpack(self.k_LBGNE[layer], dtype), _unpack(self.v_LBGNE[layer], dtype)

@@ -69,6 +69,10 @@ class KVStore:
         """Keys or values as the store holds them: here as they are."""
         return x_BGRE
 
+    def unpack(self, held_BGRX: Tensor, dtype: torch.dtype) -> Tensor:
+        """What `pack` gave as numbers again: here as they are, whatever the dtype."""
+        return held_BGRX
+
     def read(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer in `dtype`, [B, G, N, E] each: here the store's own, whatever the dtype."""
         return self.k_LBGNE[layer], self.v_LBGNE[layer]

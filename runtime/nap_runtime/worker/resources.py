@@ -16,7 +16,14 @@ from torch import Tensor
 from nap_runtime.decoding.machine import Layerwise, Plan, Rows, Step, rows_of
 from nap_runtime.decoding.state import CanvasState, Region
 from nap_runtime.distributed.consensus import ConsensusExchange
-from nap_runtime.distributed.exchange import CandidateExchange, KVExchange, LayerKeys, Partials, TokenExchange
+from nap_runtime.distributed.exchange import (
+    CandidateExchange,
+    KVExchange,
+    LayerKeys,
+    LayerKeysBeside,
+    Partials,
+    TokenExchange,
+)
 from nap_runtime.distributed.wire import Wire
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.config import ModelConfig
@@ -254,7 +261,8 @@ class Resources:
             return StoreAttention(self._store, self._tensor(mine), self._mask(mine))
         if layerwise is Layerwise.KEYS:
             by_worker = [self._rows(rows, worker) for worker in self._workers]
-            return LayerKeys(self._wire, by_worker, self._store, self._mask(mine))
+            kind = LayerKeysBeside if self._plan.config.sync.overlap else LayerKeys
+            return kind(self._wire, by_worker, self._store, self._mask(mine))
         own_keys = self._assignment.own_rows(self._layout, self._rank)
         own = [row for row in mine if row in set(own_keys)]
         return Partials(
