@@ -12,27 +12,23 @@ env=$HOME/nap-env secrets=$HOME/.ray
     --constraint "$HOME/nap-runtime/constraints.txt" "$HOME/nap-runtime[cluster,serve,train]"
 
 # 2. Secrets. The head makes a token and a certificate authority; `ray up` brings them to the workers over ssh. None
-#    of them is in a file of the project. A host's own certificate names the addresses it has now.
+#    of them is in a file of the project. A host's own certificate names the addresses it has now; workers need the
+#    authority's key for that only.
+tls=$HOME/nap-runtime/scripts/ray-tls.sh
 mkdir -p "$secrets"
-cd "$secrets"
-if [ "${1:-}" = head ] && [ ! -s auth_token ]; then
-    "$env/bin/python" -c 'import secrets; print(secrets.token_hex(32), end="")' > auth_token
+if [ "${1:-}" = head ]; then
+    [ -s "$secrets/auth_token" ] ||
+        "$env/bin/python" -c 'import secrets; print(secrets.token_hex(32), end="")' > "$secrets/auth_token"
+    [ -s "$secrets/ca.crt" ] || bash "$tls" ca "$secrets"
 fi
-if [ "${1:-}" = head ] && [ ! -s ca.crt ]; then
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \
-        -subj "/CN=nap cluster" -keyout ca.key -out ca.crt 2> /dev/null
-fi
-names="DNS:localhost,DNS:$(hostname),IP:127.0.0.1"
-for address in $(hostname -I); do names="$names,IP:$address"; done
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 825 -subj "/CN=$(hostname)" \
-    -addext "subjectAltName=$names" -addext basicConstraints=critical,CA:FALSE \
-    -CA ca.crt -CAkey ca.key -keyout host.key -out host.crt 2> /dev/null
+bash "$tls" node "$secrets" "$secrets"
+[ "${1:-}" = head ] || rm -f "$secrets/ca.key"
 
 # 3. Shells: login or not, interactive or not.
 cat > "$env/shell.sh" << END
 export PATH=$env/bin:\$PATH
-export RAY_AUTH_MODE=token RAY_USE_TLS=1
-export RAY_TLS_SERVER_CERT=$secrets/host.crt RAY_TLS_SERVER_KEY=$secrets/host.key RAY_TLS_CA_CERT=$secrets/ca.crt
+export RAY_AUTH_MODE=token
+$(bash "$tls" env "$secrets")
 END
 for file in "$HOME/.profile" "$HOME/.bashrc"; do
     touch "$file"

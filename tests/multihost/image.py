@@ -15,7 +15,10 @@ from pathlib import Path
 from hosts import Host
 
 # pip on a host: nothing from outside, and hatchling from the image.
-ENVIRONMENT = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {
+    "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0",
+    "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+}  # fmt: skip
 OURS = ("nap_runtime", "__editable__", "_nap_runtime")
 
 

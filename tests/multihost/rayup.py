@@ -21,7 +21,11 @@ from pages import ROOT, section
 # What the pages call the hosts, and what they are here.
 EDITS = {"192.0.2.11": "10.77.0.1", "192.0.2.12": "10.77.0.2", "192.0.2.13": "10.77.0.3"}
 CHECKOUT = ["pyproject.toml", "constraints.txt", "README.md", "LICENSE", "runtime", "trainer", "examples",
-            "cluster_configs"]  # fmt: skip
+            "cluster_configs", "scripts"]  # fmt: skip
+ENVIRONMENT = {
+    "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin", "TERM": "dumb", "NO_COLOR": "1",
+    "COLUMNS": "120", "RAY_DISABLE_IMPORT_WARNING": "1",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -32,6 +36,7 @@ class Site:
         hosts: the three; the first becomes the head.
         person: the fourth, with this checkout in ~/nap, edited as the page says.
         mnt: the disk that all share, as it is seen from here.
+        exports: variables that pages have set.
         first: what the page's two commands printed.
         times: (what was done, seconds).
     """
@@ -39,38 +44,52 @@ class Site:
     hosts: list[Host]
     person: Host
     mnt: Path
+    exports: list[str] = field(default_factory=list)
     first: str = ""
     times: list[tuple[str, float]] = field(default_factory=list)
 
     def follow(self, page: str, heading: str, *, timeout: float = 280.0) -> str:
-        """Run the commands below a heading, one shell for all, in the checkout; what they print, without colours."""
-        lines = section(page, heading)
-        for written, here in EDITS.items():
-            lines = [line.replace(written, here) for line in lines]
-        return self.shell("\n".join(lines), what=f"{Path(page).name}: {heading}", timeout=timeout)
+        """Run the commands below a heading, one shell for all, in the checkout; what they print, without colours.
+
+        What an earlier section exported is still there.
+        """
+        lines = [_edited(line) for line in section(page, heading)]
+        what = f"{Path(page).name}: {heading}"
+        said = self.shell("\n".join([*self.exports, *lines]), what=what, timeout=timeout)
+        self.exports += [line for line in lines if line.startswith("export ")]
+        return said
 
     def shell(self, script: str, *, what: str, timeout: float = 280.0) -> str:
-        """Run a script on the person's machine; fails with all that it printed."""
+        """Run a script on the person's machine; fails with all that it printed. It may leave processes behind."""
         began = time.monotonic()
-        path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin"
-        environment = {"PATH": path, "TERM": "dumb", "NO_COLOR": "1", "RAY_COLOR_MODE": "false", "COLUMNS": "120"}
-        environment |= {"RAY_DISABLE_IMPORT_WARNING": "1"}
-        done = self.person.run(
-            ["bash", "-euc", script], env=environment, cwd=HOME / "nap", timeout=timeout, check=False
-        )
+        with (self.person.tmp / "out").open("w+") as out, (self.person.tmp / "err").open("w+") as err:
+            process = self.person.popen(
+                ["bash", "-euc", script], env=ENVIRONMENT, cwd=HOME / "nap", stdout=out, stderr=err
+            )
+            try:
+                code = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+            said, complaints = Path(out.name).read_text(), Path(err.name).read_text()
         seconds = time.monotonic() - began
         self.times.append((what, seconds))
-        self._record(what, script, done, seconds)
-        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        self._record(f"{what}: {seconds:.1f} s, exit code {code}", script, said, complaints)
+        assert code == 0, f"{script}\n{said}\n{complaints}"
+        return said
 
-    def _record(self, what: str, script: str, done: subprocess.CompletedProcess[str], seconds: float) -> None:
+    def _record(self, title: str, script: str, said: str, complaints: str) -> None:
         """Append to the file that NAP_MULTIHOST_LOG names: docs/cluster/multi-host.md is made from it."""
         if name := os.environ.get("NAP_MULTIHOST_LOG"):
+            commands = "".join(f"$ {line}\n" for line in script.splitlines())
             with Path(name).open("a") as log:
-                log.write(f"=== {what}: {seconds:.1f} s, exit code {done.returncode}\n")
-                log.write("".join(f"$ {line}\n" for line in script.splitlines()))
-                log.write(f"{done.stdout}\n--- stderr\n{done.stderr}\n")
+                log.write(f"=== {title}\n{commands}{said}\n--- stderr\n{complaints}\n")
+
+
+def _edited(line: str) -> str:
+    for written, here in EDITS.items():
+        line = line.replace(written, here)
+    return line
 
 
 @contextmanager
@@ -100,10 +119,7 @@ def checkout(folder: Path) -> None:
             shutil.copy(source, folder / name)
     for name in ("on-prem.yaml", "hostfile"):
         file = folder / "cluster_configs" / name
-        text = file.read_text()
-        for written, here in EDITS.items():
-            text = text.replace(written, here)
-        file.write_text(text)
+        file.write_text(_edited(file.read_text()))
 
 
 def answers(text: str) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from pages import NEEDS, ROOT, Fence, fences
 
-PAGES = sorted([*ROOT.glob("docs/cluster/**/*.md"), *ROOT.glob("cluster_configs/**/*.md")])
+FOLDERS = ("docs/cluster", "cluster_configs", "examples/cluster")
+PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("**/*.md"))
 EXAMPLE = """
 # First
 

@@ -26,6 +26,7 @@ from pages import ROOT
 from rayup import Site, answers, site
 
 PAGE = "docs/cluster/on-prem.md"
+JOBS = "examples/cluster/README.md"
 WHY_NOT = missing("rsync", "openssl")
 needs_hosts = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
 QUESTION = "A shirt costs $50 and is on sale for 20% off. What is the final price?"
@@ -82,13 +83,39 @@ def test_a_decode_as_a_job(here: Site) -> None:
 
 
 @needs_hosts
+def test_a_file_of_questions_as_a_job_from_another_machine(here: Site) -> None:
+    out = here.follow(PAGE, "Jobs from your own machine")
+    assert re.search(r"Job 'raysubmit_\w+' succeeded", out)
+    assert [one["answer"] for one in answers(out)] == ["40", "24"]
+
+
+@needs_hosts
 @pytest.mark.soak
-@pytest.mark.timeout(600)
-def test_a_study_as_a_job_from_another_machine(here: Site) -> None:
-    out = here.follow(PAGE, "Jobs from your own machine", timeout=500)
-    assert "Job 'my-study' succeeded" in out
-    assert (here.mnt / "nap" / "quick" / "runs.csv").read_text().count("\n") > 5
-    here.person.run(["sh", "-c", "kill $(cat /proc/[0-9]*/stat | awk '$2 == \"(ssh)\" {print $1}')"], check=False)
+@pytest.mark.timeout(900)
+def test_an_evaluation_a_study_and_a_training_as_jobs(here: Site) -> None:
+    if not here.exports:
+        here.follow(PAGE, "Jobs from your own machine")
+    out = here.follow(JOBS, "Evaluations, studies, trainings", timeout=880)
+    assert len(re.findall(r"Job 'raysubmit_\w+' succeeded", out)) == 2
+    assert (here.mnt / "quick" / "runs.csv").read_text().count("\n") > 5
+    trained(here, "run")
+
+
+@needs_hosts
+@pytest.mark.soak
+def test_a_job_that_brings_its_code(here: Site) -> None:
+    if not here.exports:
+        here.follow(PAGE, "Jobs from your own machine")
+    marked = here.person.home / "nap" / "runtime" / "nap_runtime" / "__init__.py"
+    marked.write_text(re.sub('__version__ = "(.*)"', r'__version__ = "\1+mine"', marked.read_text()))
+    assert "+mine" in marked.read_text()
+    out = here.follow(JOBS, "What workers need")
+    assert re.search(r"Job 'raysubmit_\w+' succeeded", out)
+    assert "answer    40  (correct)" in out
+    line = 'python -c "import nap_runtime; print(nap_runtime.__version__, nap_runtime.__file__)"'
+    env = "--runtime-env examples/cluster/runtime-env.yaml"
+    out = here.shell("\n".join([*here.exports, f"ray job submit {env} -- {line}"]), what="whose code runs")
+    assert re.search(r"\+mine .*/py_modules_files/", out)
 
 
 @needs_hosts
@@ -119,7 +146,7 @@ def test_without_a_certificate_nobody_talks_to_ray(here: Site) -> None:
 def test_a_training_on_two_hosts_through_ray(here: Site) -> None:
     out = here.follow(PAGE, "Training through Ray")
     assert re.search(r"Job 'raysubmit_\w+' succeeded", out)
-    trained(here, "by-ray", hosts=2)
+    trained(here, "by-ray")
     assert re.search(r"ip=10\.77\.0\.[23]", out)  # Ray's mark on lines of other hosts than the head
 
 
@@ -129,13 +156,13 @@ def test_a_training_on_two_hosts_through_ray(here: Site) -> None:
 @pytest.mark.skipif(missing("pdsh") is not None, reason=missing("pdsh") or "")
 def test_a_training_on_two_hosts_through_the_deepspeed_launcher(here: Site) -> None:
     out = here.follow(PAGE, "Training through the deepspeed launcher", timeout=500)
-    trained(here, "by-hostfile", hosts=2)
+    trained(here, "by-hostfile")
     assert {"10.77.0.1:", "10.77.0.2:"} <= set(re.findall(r"^10\.77\.0\.\d:", out, re.MULTILINE))
 
 
-def trained(here: Site, name: str, *, hosts: int) -> None:
-    """The run in /mnt/nap/NAME has ten steps on as many ranks as hosts, and a model."""
-    folder = here.mnt / "nap" / name
+def trained(here: Site, name: str) -> None:
+    """The run in /mnt/NAME has ten steps and a model."""
+    folder = here.mnt / name
     lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "step"]
     assert steps[-1]["step"] == 10
@@ -148,7 +175,7 @@ def test_a_server_on_the_head_and_a_job_from_another_machine(here: Site) -> None
     assert re.search(r"answer +40", out)
     with pytest.raises(AssertionError, match="token"):
         here.shell(
-            "nap submit --server 10.77.0.1:50051 --ca nap-ca.crt --patience 1 --wait 'A question'", what="no token"
+            "nap submit --server 10.77.0.1:50051 --ca ~/nap-ca.crt --patience 1 --wait 'A question'", what="no token"
         )
 
 
