@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from itertools import groupby, takewhile
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -180,15 +179,16 @@ class _View:
 
     def _text(self, slots: range, end_ids: tuple[int, ...]) -> str:
         """A block up to its end, with a sign for every slot that is masked."""
-        parts: list[str] = []
-        for masked, run in groupby(self._up_to_end(slots, end_ids), lambda token: token == self._layout.mask_id):
-            ids = list(run)
-            text = MASKED * len(ids) if masked else self._coordinator.text(np.array(ids, dtype=np.int64), ())
-            parts.append(text)
-        return " ".join(parts)
-
-    def _up_to_end(self, slots: range, end_ids: tuple[int, ...]) -> Iterator[int]:
-        return takewhile(lambda token: token not in end_ids, self._ids[slots.start : slots.stop].tolist())
+        ids = self._ids[slots.start : slots.stop]
+        ends = np.flatnonzero(np.isin(ids, end_ids))
+        ids = ids[: ends[0]] if len(ends) else ids
+        masked = ids == self._layout.mask_id
+        runs = np.split(ids, np.flatnonzero(masked[1:] != masked[:-1]) + 1)
+        return " ".join(
+            MASKED * len(run) if run[0] == self._layout.mask_id else self._coordinator.text(run, ())
+            for run in runs
+            if len(run)
+        )
 
 
 def _laid_out(batch: Batch, canvas: int) -> pb.Event:
