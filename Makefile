@@ -45,8 +45,8 @@ format: setup ## Format, and mend what ruff can mend
 stubs: setup ## Generate the gRPC stubs from proto/
 	$(BIN)/python scripts/stubs.py
 
-bench: setup ## What syncs cost on this machine (ARGS="--shape llada-8b --device cuda" on two GPUs)
-	$(BIN)/python benchmarks/sync_cost.py $(ARGS)
+bench: setup ## Decodes and their peers on this machine (ARGS="--shape llada-8b --device cuda" on a GPU)
+	$(BIN)/nap bench $(ARGS)
 
 soak: setup ## Run the long tests
 	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)

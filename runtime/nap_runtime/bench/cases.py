@@ -86,9 +86,10 @@ def policy_name(policy: SyncPolicy) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A coordinator with its workers, and what they run."""
+    """Where cases run. `coordinator` gives each case one: in this process its own, so that what it captured stays."""
 
-    coordinator: Coordinator
+    coordinator: Callable[[], Coordinator]
+    workers: int
     how: CompileMode
     weights: Stored
     kv: Stored
@@ -96,8 +97,7 @@ class Place:
     @property
     def values(self) -> dict[str, Any]:
         """What a case says of it."""
-        workers = self.coordinator.executor.workers
-        return {"workers": workers, "how": self.how, "weights": self.weights, "kv": self.kv}
+        return {"workers": self.workers, "how": self.how, "weights": self.weights, "kv": self.kv}
 
 
 def ours_alone(canvases: Canvases, place: Place) -> Iterator[Case]:
@@ -166,9 +166,10 @@ def _case(
     against: str = "",
     must_agree: bool = False,
 ) -> Case:
+    coordinator = place.coordinator()
+
     def decode(size: int = batch, first: int = 0) -> Sample:
-        workers = place.coordinator.executor.workers
-        return _through(place.coordinator, canvases.batch(config, size=size, workers=workers, first=first))
+        return _through(coordinator, canvases.batch(config, size=size, workers=place.workers, first=first))
 
     return Case(
         name=name,

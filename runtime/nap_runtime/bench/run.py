@@ -30,7 +30,7 @@ from nap_runtime.models.quantised import FP8, check_fp8, quantise
 from nap_runtime.models.transformer import DiffusionTransformer
 from nap_runtime.storage import Storage
 from nap_runtime.study.environment import environment
-from nap_runtime.worker import prepare
+from nap_runtime.worker import Denoiser, prepare
 
 SCHEMA = "nap.bench/1"
 _RTOL = {"float64": 0.0, "float32": 1e-4, "bfloat16": 2e-2}
@@ -115,8 +115,13 @@ def _alone(canvases: Canvases, model: DiffusionTransformer) -> Iterator[Case]:
             for kv in spec.kv:
                 kind = dtype if kv == "native" else FP8
                 options = spec.compile_options(how)
-                executor = InlineExecutor(network, dtype=kind, device=device, compiling=options)
-                yield from cases.ours_alone(canvases, Place(Coordinator(canvases.card, executor), how, weights, kv))
+                denoiser = prepare(network, options)
+
+                def start(denoiser: Denoiser = denoiser, kind: Any = kind, options: Any = options) -> Coordinator:
+                    executor = InlineExecutor(denoiser, dtype=kind, device=device, compiling=options)
+                    return Coordinator(canvases.card, executor)
+
+                yield from cases.ours_alone(canvases, Place(start, 1, how, weights, kv))
     yield from cases.peer_loops(canvases, model, "none")
     ways: tuple[CompileMode, ...] = ("none",) if spec.compile == ("none",) else ("default",)
     for how in ways:
@@ -133,28 +138,39 @@ def _started(canvases: Canvases, workers: int, how: CompileMode, storage: Storag
     where: dict[str, Any] = {"dtype": spec.dtype, "device": spec.device, "compile": how, "storage": storage}
     executor = make_executor(canvases.card, workers=workers, **where)
     try:
-        yield Place(Coordinator(canvases.card, executor), how, storage.weights, storage.kv)
+        coordinator = Coordinator(canvases.card, executor)
+        yield Place(lambda: coordinator, workers, how, storage.weights, storage.kv)
     finally:
         executor.close()
 
 
 def _in_turns(found: Sequence[Case], spec: BenchSpec, progress: Progress) -> list[_Timed]:
-    """Each case once a round, so that what drifts drifts for all; the first round warms up and is not counted."""
+    """Each case once a round, so that what drifts drifts for all; the first round warms up and is not counted.
+
+    On a group that captures graphs each case's rounds follow each other: its workers keep few shapes captured.
+    """
     timed = [_Timed(case) for case in found]
-    for turn in range(spec.repeats + 1):
-        for one in timed:
-            progress(f"round {turn} of {spec.repeats}: {one.case.key}")
-            if one.case.workers == 1:
-                _reset_peak(spec)
-            sample = one.case.decode()
-            if turn:
-                one.samples.append(sample)
-            if turn and one.case.workers == 1:
-                one.peak = max(one.peak or 0, _peak(spec))
+    captured = any(case.how == "graph" and case.workers > 1 for case in found)
+    rounds, every = range(spec.repeats + 1), range(len(timed))
+    turns = [(t, n) for n in every for t in rounds] if captured else [(t, n) for t in rounds for n in every]
+    for turn, number in turns:
+        progress(f"round {turn} of {spec.repeats}: {timed[number].case.key}")
+        _once(timed[number], spec, counts=turn > 0)
     for one in timed:
         if one.case.alone is not None:
             one.alone = [one.case.alone(canvas) for canvas in range(min(one.case.batch, _ALONE))]
     return timed
+
+
+def _once(one: _Timed, spec: BenchSpec, *, counts: bool) -> None:
+    """Decode once; what is not counted warms up."""
+    here = one.case.workers == 1
+    if here:
+        _reset_peak(spec)
+    sample = one.case.decode()
+    if counts:
+        one.samples.append(sample)
+        one.peak = max(one.peak or 0, _peak(spec)) if here else None
 
 
 def _reset_peak(spec: BenchSpec) -> None:
