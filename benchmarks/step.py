@@ -12,8 +12,9 @@ larger of 2 · weights · rows / 790 TFLOP/s (embedding left out) and bytes of a
 
 A variant is `llada` (its published loop, restated in `llada_loop.py`), `eager`, `compiled`, `graph` or `graphN` (N
 steps in a graph), with options behind colons: `flash`, `cudnn` (attention kernel), `tuned`, `tma` (matrix products),
-`static` (each number of rows compiled by itself), `dynamic`, `lt` (cuBLASLt). All start from the same canvas; `ids`
-compares what was committed with the first variant's of the same rows. `TORCHINDUCTOR_CACHE_DIR` keeps compiled code.
+`static` (each number of rows compiled by itself), `dynamic`, `lt` (cuBLASLt), `pieces` (1,024 rows and the rest apart).
+All start from the same canvas; `ids` compares what was committed with the first variant's of the same rows.
+`TORCHINDUCTOR_CACHE_DIR` keeps compiled code.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from nap_runtime.worker.loop import _Run
 
 FLOPS, BANDWIDTH = 790e12, 4.3e12
 ROWS = ("canvas", "path", "narrow")
-VARIANTS = "llada,eager,compiled,graph,graph8,graph:cudnn"
+VARIANTS = "llada,eager,compiled,graph,graph8,graph:lt,graph:cudnn,graph:cudnn:pieces"
 PROMPT, STEPS = 128, 256
 _RTOL = {"bfloat16": 2e-2, "float32": 1e-4, "float64": 0.0}
 
@@ -62,7 +63,7 @@ class Variant:
 
     name: str
     options: CompileOptions | None
-    library: str = "default"
+    library: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,7 @@ def parse_variant(text: str) -> Variant:
         "static": {"dynamic": False},
         "dynamic": {"dynamic": True},
         "lt": {},
+        "pieces": {"pieces": 1024},
     }
     for flag in flags:
         options |= known[flag]
@@ -145,7 +147,7 @@ def parse_variant(text: str) -> Variant:
 
 
 def _library(flags: list[str]) -> str:
-    return "cublaslt" if "lt" in flags else "default"
+    return "cublaslt" if "lt" in flags else "cublas"
 
 
 def random_model(shape: str, device: torch.device, dtype: str) -> DiffusionTransformer:

@@ -25,7 +25,7 @@ from nap_runtime.job import CompileMode as CompileMode
 from nap_runtime.job import check_compile
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.sdpa import grouped_sdpa
-from nap_runtime.models.transformer import Attend, Attention, DiffusionTransformer, Layer, rotate
+from nap_runtime.models.transformer import Attend, Attention, DiffusionTransformer, Layer, gated, rotate
 
 Gemm = Literal["library", "tuned", "tuned-tma"]
 AttentionKernel = Literal["auto", "flash", "cudnn"]
@@ -62,6 +62,9 @@ class CompileOptions:
         dynamic: None: regions are compiled for the first number of rows and, from the second on, for any. True: for
             any at once. False: for each by itself.
         unroll: steps in one graph, of mode `graph`.
+        pieces: rows of one product into the residual stream; what is more goes apart (0: all rows in one product). A
+            product of 1,152 rows and 4,096 outputs is 144 tiles of 128 x 256, two rounds on 132 multiprocessors where
+            1,024 rows are one.
 
     Raises:
         UsageError: a value is unknown.
@@ -72,12 +75,15 @@ class CompileOptions:
     attention: AttentionKernel = "auto"
     dynamic: bool | None = None
     unroll: int = 1
+    pieces: int = 0
 
     def __post_init__(self) -> None:
         known = {"compile": COMPILE_MODES, "gemm": get_args(Gemm), "attention": get_args(AttentionKernel)}
         for name, value in (("compile", self.mode), ("gemm", self.gemm), ("attention", self.attention)):
             if value not in known[name]:
                 raise UsageError(f"{name}: unknown value '{value}'; use one of {', '.join(known[name])}", field=name)
+        if self.pieces < 0:
+            raise UsageError(f"pieces: {self.pieces} is not at least 0", field="pieces")
         if self.unroll < 1:
             raise UsageError(f"unroll: {self.unroll} is not at least 1", field="unroll")
 
@@ -138,11 +144,21 @@ def _enter_store(
     return q_BHRE
 
 
-def _leave(layer: Layer, x_BRD: Tensor, o_BHRE: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The residual stream after a layer, and what the next one (or the head) reads of it."""
-    x_BRD = x_BRD + layer.attn.out(o_BHRE.transpose(1, 2).flatten(2))
-    x_BRD = x_BRD + layer.mlp(layer.mlp_norm(x_BRD))
-    return x_BRD, norm(x_BRD)
+def _in_pieces(linear: nn.Module, x_BRX: Tensor, pieces: int) -> Tensor:
+    if not 0 < pieces < x_BRX.shape[1]:
+        return linear(x_BRX)  # type: ignore[no-any-return]
+    return torch.cat([linear(x_BRX[:, :pieces]), linear(x_BRX[:, pieces:])], dim=1)
+
+
+def _leaver(pieces: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    def leave(layer: Layer, x_BRD: Tensor, o_BHRE: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """The residual stream after a layer, and what the next one (or the head) reads of it."""
+        x_BRD = x_BRD + _in_pieces(layer.attn.out, o_BHRE.transpose(1, 2).flatten(2), pieces)
+        mlp = layer.mlp
+        x_BRD = x_BRD + _in_pieces(mlp.down, gated(mlp.gate_up(layer.mlp_norm(x_BRD))), pieces)
+        return x_BRD, norm(x_BRD)
+
+    return leave
 
 
 def _begin(embed: nn.Module, norm: nn.Module, ids_BR: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +177,7 @@ class CompiledDenoiser:
         self.model, self.config, self.options = model, model.config, options
         # Each denoiser has functions of its own, so that dynamo does not count one model's variants for another's.
         self._begin, self._enter, self._enter_store, self._leave = (
-            options.compiled(own_code(function)) for function in (_begin, _enter, _enter_store, _leave)
+            options.compiled(own_code(function)) for function in (_begin, _enter, _enter_store, _leaver(options.pieces))
         )
 
     def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Attend) -> Tensor:
