@@ -138,3 +138,53 @@ def test_records_are_small() -> None:
     folder = ROOT / "benchmarks" / "results" / "study"
     sizes = {str(file): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
     assert sum(sizes.values()) < 3_000_000, json.dumps(sizes)
+
+
+# --- a whole page ---
+
+
+def twin_rows(label: str, paths: int) -> list[dict[str, Any]]:
+    """Runs of one rule at 1 and 4 tokens a step, as a study's row has them."""
+    shared = {"label": label, "rule": "parallel-forced", "scope": "path", "workers": 1, "paths": paths, "n": N,
+              "sync_mode": "exact", "problems_set": "words", "problems_seed": 11, "accuracy_low": 0.0,
+              "accuracy_high": 1.0, "arness_corrected": 0.1, "device_name": "toy", "torch": "2", "dtype": "float32",
+              "commit": "abc"}  # fmt: skip
+    return [
+        shared | {"run_id": f"{label}{tokens}", "tokens_per_step": float(tokens), "steps": 120 // tokens, "tpf": tokens,
+                  "accuracy": 0.75, "arness": 0.5}
+        for tokens in (1, 4)
+    ]  # fmt: skip
+
+
+def write_packed(folder: Path, name: str, rows: list[dict[str, Any]], right: int) -> None:
+    folder.mkdir(parents=True)
+    sweep = {"name": "rules", "runs": [row["run_id"] for row in rows]}
+    empty = [{"name": one, "runs": []} for one in ("every", "modes", "paths", "topology", "temperature", "warmup")]
+    (folder / "study.json").write_text(json.dumps({"name": name, "sweeps": [sweep, *empty]}))
+    (folder / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arrays = {}
+    for row in rows:
+        one = run([1] * right + [0] * (N - right), paths=[[1] * row["paths"]] * N).arrays
+        arrays |= {f"{row['run_id']}.{key}": value for key, value in one.items()}
+    np.savez(folder / "problems.npz", **arrays)
+
+
+def test_a_page_follows_its_records(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    docs.mkdir()
+    (docs / "study.md").write_text("<!-- links:begin -->\nkept\n<!-- links:end -->\n")
+    write_packed(results / "study" / "full", "full", twin_rows("nap-tiny", 3), right=30)
+    write_packed(results / "study" / "twin", "twin", twin_rows("nap-tiny-cot", 1), right=20)
+    where = ["--results", str(results), "--docs", str(docs)]
+    assert study_page.main([*where, "--check"]) == 1
+    assert study_page.main(where) == 0
+    assert study_page.main([*where, "--check"]) == 0
+    page = (docs / "study.md").read_text()
+    assert "\nkept\n" in page
+    assert "**NAP minus twin** (`parallel-forced`, 4 tokens a step): accuracy +0.250 [" in page
+    assert "**Not run, and missing here:** mismatch, adapted, words-study, scaling." in page
+    assert {file.name for file in (docs / "study").iterdir()} >= {"twins-accuracy.svg", "twins-arness.svg"}
+    file = results / "study" / "twin" / "runs.jsonl"
+    file.write_text(file.read_text().replace('"accuracy": 0.75', '"accuracy": 0.76'))
+    assert study_page.main([*where, "--check"]) == 1
