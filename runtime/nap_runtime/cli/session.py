@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -122,7 +123,8 @@ def _say_apart(executor: Any, settings: Settings) -> None:
 
 def _with_status(start: Callable[[], Any], settings: Settings) -> Any:
     """Say what is being waited for: a spinner on a terminal, else a line."""
-    where = f"the Ray cluster at {settings.address}" if settings.address else "a local Ray cluster"
+    address = settings.address or os.environ.get("RAY_ADDRESS")  # which Ray sets inside a job
+    where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
     text = f"starting {settings.workers} workers on {where}"
     if not sys.stderr.isatty():
         print(f"{text} ...", file=sys.stderr, flush=True)
