@@ -35,6 +35,13 @@ OPTIONS = (
 )
 
 
+ENDINGS = [
+    f"{batch}{storage}"
+    for batch in ("", ", batch 3")
+    for storage in ("", ", weights fp8", ", kv fp8", ", weights fp8, kv fp8")
+]
+
+
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
     """One run of everything that needs no group."""
@@ -49,14 +56,8 @@ def of(result: dict[str, Any], case: str) -> dict[str, Any]:
 
 def test_every_way_is_there_with_its_ids(result: dict[str, Any]) -> None:
     assert {row["case"] for row in result["rows"]} == {
-        "whole canvas",
-        "whole canvas, batch 3",
-        "whole canvas, kv fp8",
-        "whole canvas, batch 3, kv fp8",
-        "whole canvas, weights fp8",
-        "whole canvas, batch 3, weights fp8",
-        "whole canvas, weights fp8, kv fp8",
-        "whole canvas, batch 3, weights fp8, kv fp8",
+        *(f"whole canvas{end}" for end in ENDINGS),
+        *(f"paths' rows, none{end}" for end in ENDINGS),
         "plain whole canvas",
         "Fast-dLLM prefix cache",
         "Fast-dLLM dual cache",
@@ -90,6 +91,11 @@ def test_figures_are_of_one_another(result: dict[str, Any]) -> None:
     assert three["rows_per_step"] == 3 * whole["rows_per_step"]
     assert whole["speed"] == 1.0
     assert three["speed"] == pytest.approx(three["tokens_per_second"] / whole["tokens_per_second"])
+    assert three["over_batch_1"] == pytest.approx(three["speed"])
+    assert whole["over_batch_1"] is None
+    own = of(result, "paths' rows, none")
+    assert own["ids"]["against"] == "whole canvas"
+    assert own["rows_per_step"] < whole["rows_per_step"]
     assert whole["over_floor"] == pytest.approx(whole["ms_per_step"] / whole["floor_ms"])
     rows = [of(result, f"views, {name}")["rows_per_step"] for name in ("none", "kv, K = 2", "tokens, K = 2")]
     assert rows[0] < min(rows[1:])

@@ -63,6 +63,13 @@ class Canvases:
         return self.layout_of(self.config(SyncPolicy()), self.prompts)
 
     @property
+    def plain_slots(self) -> int:
+        """Slots of the peers' plain region; of random weights a multiple of 32, so that blocks of 32 fit."""
+        slots = self.layout.n_slots
+        whole = -(-slots // 32) * 32
+        return whole if self.random and self.layout.prompt_tokens + whole <= self.card.config.max_positions else slots
+
+    @property
     def steps(self) -> int:
         """T: as many as it takes at so many tokens a step."""
         return max(round(self.layout.n_slots / self.spec.tokens_per_step), 2)

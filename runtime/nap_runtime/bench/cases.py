@@ -76,7 +76,7 @@ class Case:
         return ", ".join([self.name, *more])
 
 
-WHOLE, PLAIN, ORDER = "whole canvas", "plain whole canvas", "confidence order"
+WHOLE, OWN, PLAIN, ORDER = "whole canvas", "paths' rows, none", "plain whole canvas", "confidence order"
 
 
 def policy_name(policy: SyncPolicy) -> str:
@@ -105,10 +105,12 @@ def ours_alone(canvases: Canvases, place: Place) -> Iterator[Case]:
     spec, steps = canvases.spec, canvases.steps
     if "ours" in spec.methods:
         yield from _ours(canvases, place, WHOLE, SyncPolicy(), against="")
+        if "none" in spec.sync:
+            yield from _ours(canvases, place, OWN, SyncPolicy("none"), against=WHOLE)
     native = place.weights == place.kv == "native"
     wanted = {"llada", "prefix", "dual", "branches"} & set(spec.methods)
     if wanted and native:
-        slots = canvases.layout.n_slots
+        slots = canvases.plain_slots
         plain: dict[str, Any] = {"layout": "plain", "gen_length": slots, "steps": steps, "eos_weight": 1.0}
         yield _case(canvases, place, PLAIN, canvases.config(SyncPolicy(), rule="confidence", **plain), family="ours")
         for cache in ("prefix", "dual"):
@@ -255,7 +257,7 @@ def _views(views: BatchedViews, device: torch.device) -> Sample:
 
 def peer_loops(canvases: Canvases, model: Denoiser, how: CompileMode) -> Iterator[Case]:
     """LLaDA's loop and branches, on a plain canvas of as many slots."""
-    spec, device, slots = canvases.spec, torch.device(canvases.spec.device), canvases.layout.n_slots
+    spec, device, slots = canvases.spec, torch.device(canvases.spec.device), canvases.plain_slots
     prompt = canvases.prompts[0]
     layout = canvases.layout_of(canvases.config(SyncPolicy(), layout="plain", gen_length=slots), [prompt])
 

@@ -225,6 +225,7 @@ def _row(one: _Timed, timed: Sequence[_Timed], canvases: Canvases, rates: Rates)
         "floor_ms": 1e3 * floor,
         "over_floor": seconds / steps / floor,
         "speed": None if base is None else rate / (base.median("tokens") / base.median("seconds")),
+        "over_batch_1": _over_alone(one, timed),
         "sync_share": None if last.sync_share is None else one.median("sync_share"),
         "syncs": last.syncs,
         "wire_bytes": last.wire_bytes,
@@ -232,6 +233,15 @@ def _row(one: _Timed, timed: Sequence[_Timed], canvases: Canvases, rates: Rates)
         "peak_bytes": one.peak,
         "ids": _ids(one, timed, canvases),
     }
+
+
+def _over_alone(one: _Timed, timed: Sequence[_Timed]) -> float | None:
+    """Tokens/s over those of the same case with one canvas; None where that is not measured."""
+    alone = [o for o in timed if replace(o.case, batch=one.case.batch).key == one.case.key and o.case.batch == 1]
+    if one.case.batch == 1 or not alone:
+        return None
+    rate, single = (o.median("tokens") / o.median("seconds") for o in (one, alone[0]))
+    return rate / single
 
 
 def _whole(timed: Sequence[_Timed], case: Case) -> _Timed | None:
