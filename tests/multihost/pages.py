@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDS = ("account", "cluster")
+NEEDS = ("account", "cluster", "root")
 SHELL = ("sh", "bash", "shell", "console", "")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- ((?:run by|needs): .+?) -->\n$")

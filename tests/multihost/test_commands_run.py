@@ -6,6 +6,7 @@ line before it, one of
     <!-- run by: tests/multihost/test_ray_up.py -->    a test runs each of its commands, word for word
     <!-- needs: account -->                            somebody's account with a cloud
     <!-- needs: cluster -->                            a Kubernetes cluster, GPUs, or hosts of one's own
+    <!-- needs: root -->                               a machine where one may be root, to start these tests
 
 A test runs a command when it takes it from the page (`pages.section(page, heading)`; page and heading stand in the
 test as strings), or when the command itself stands in the test.

@@ -180,6 +180,19 @@ def test_a_server_on_the_head_and_a_job_from_another_machine(here: Site) -> None
 
 
 @needs_hosts
+@pytest.mark.soak
+def test_setting_a_host_up_again_keeps_its_secrets(here: Site) -> None:
+    secrets = here.hosts[0].home / ".ray"
+    before = [(secrets / name).read_bytes() for name in ("auth_token", "ca.key", "ca.crt")]
+    here.hosts[0].run("sh ~/nap-runtime/cluster_configs/host.sh head", timeout=120)
+    assert [(secrets / name).read_bytes() for name in ("auth_token", "ca.key", "ca.crt")] == before
+    assert (here.hosts[0].home / ".profile").read_text().count("shell.sh") == 1
+    assert {path.stat().st_mode & 0o77 for path in secrets.iterdir() if path.suffix != ".crt"} == {0}
+    assert not (here.hosts[1].home / ".ray" / "ca.key").exists()
+    assert (here.hosts[1].home / ".ray" / "auth_token").read_bytes() == before[0]
+
+
+@needs_hosts
 def test_ray_down_stops_the_head(here: Site) -> None:
     here.follow(PAGE, "Stop")
     processes = here.hosts[0].run(["ps", "-eo", "args"]).stdout
