@@ -323,7 +323,7 @@ def _seqdep_lines(seqdep: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, found in seqdep.items():
         for form, one in found["forms"].items():
             gains = [_seq(one.get(key)) for key in ("seqdep", "shuffled", "foreign")]
-            rows.append([name, form, str(one["texts"]), *gains])
+            rows.append([name, form, str(one["seqdep"]["texts"]), *gains])
     if not rows:
         return []
     text = "SeqDep of training texts, nats a token, under SmolLM2-135M ([seqdep.md](seqdep.md) says how to read it):"
@@ -333,7 +333,7 @@ def _seqdep_lines(seqdep: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _seq(found: Mapping[str, Any] | None) -> str:
     if not found:
         return "–"
-    return spread(Interval(found["value"], *found["interval"]))
+    return spread(Interval(*(found["per_token"][key] for key in ("value", "low", "high"))))
 
 
 def _aup_lines(records: Records, curves: Mapping[str, list[tuple[float, float]]]) -> list[str]:

@@ -188,3 +188,17 @@ def test_a_page_follows_its_records(tmp_path: Path) -> None:
     file = results / "study" / "twin" / "runs.jsonl"
     file.write_text(file.read_text().replace('"accuracy": 0.75', '"accuracy": 0.76'))
     assert study_page.main([*where, "--check"]) == 1
+
+
+def test_seqdep_of_the_records() -> None:
+    """The table of the committed SeqDep records says what they hold."""
+    folder = ROOT / "benchmarks" / "results" / "study" / "seqdep"
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    section = sections.across({}, found)
+    assert section is not None
+    within = found["words"]["forms"]["within"]["seqdep"]
+    value, low, high = (f"{within['per_token'][key]:.3f}" for key in ("value", "low", "high"))
+    start = f"| words | within | {within['texts']} | {value} [{low}, {high}] |"
+    assert [line for line in section.lines if line.startswith(start)]
+    across = next(line for line in section.lines if line.startswith("| words | across |"))
+    assert "| – |" in across  # of whole paths all orders are averaged: there is no shuffled control
