@@ -85,10 +85,10 @@ def make_executor(
     check_device(device, elsewhere=runs_elsewhere(on_ray=on_ray, address=address))
     kind, compiling = check_dtype(dtype), CompileOptions(mode=compile)
     if not on_ray:
-        check_storage(storage, device=device, dtype=kind)
-        network = _stored(model, storage) if model else load_model(card.path, dtype=kind, device=device).model
-        if storage.weights == "fp8" and not is_quantised(network):
-            quantise(network)
+        if model is None:
+            network = load_stored(card, dtype=kind, device=device, storage=storage).model
+        else:
+            network = _stored(model, storage)
         kv = FP8 if storage.kv == "fp8" else kind
         return InlineExecutor(network, workers=workers, dtype=kv, device=device, compiling=compiling)
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
@@ -96,6 +96,20 @@ def make_executor(
     cluster = ClusterOptions(address=address, placement=placement)
     more: dict[str, Any] = {"compile": compile, "storage": storage, "cluster": cluster}
     return RayExecutor(card.reference, workers=workers, dtype=kind, device=device, **more)
+
+
+def load_stored(card: ModelCard, *, dtype: torch.dtype, device: str, storage: Storage) -> LoadedModel:
+    """A model whose weights are held as asked for.
+
+    Raises:
+        UsageError: the device cannot.
+        ModelError: the folder is damaged.
+    """
+    check_storage(storage, device=device, dtype=dtype)
+    loaded = load_model(card.path, dtype=dtype, device=device)
+    if storage.weights == "fp8":
+        quantise(loaded.model)
+    return loaded
 
 
 def _stored(loaded: LoadedModel, storage: Storage) -> DiffusionTransformer:

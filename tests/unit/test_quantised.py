@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nap_runtime.api import decode
+from nap_runtime.cli.app import main
 from nap_runtime.errors import UsageError
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.executor.process import Setup, WorkerProcess
@@ -214,3 +215,23 @@ def test_decode_takes_storage_and_its_records_say_so() -> None:
     assert again.record.final_ids.tolist() == packed.record.final_ids.tolist()
     with pytest.raises(UsageError, match="kv: unknown value 'int8'"):
         Storage(kv="int8")  # type: ignore[arg-type]
+
+
+def test_nap_eval_counts_with_fp8_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "eval words --n 2 --tokens-per-step 30 --neighbours 0 --batch-size 2 --weights fp8 --kv fp8"
+    assert main(line.split()) == 0
+    assert "nap-tiny, float32+weights-fp8+kv-fp8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--weights int4", "--weights: unknown value 'int4'"),
+        ("--kv fp4", "--kv: unknown value 'fp4'"),
+        ("--bucket 8", "--bucket: one canvas makes no batch; give --batch-size too"),
+        ("--device cuda --weights fp8", "--weights: 'fp8' on a GPU gives bfloat16; use dtype bfloat16"),
+    ],
+)
+def test_the_command_line_refuses(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decode", "hello", *options.split()]) == 2
+    assert message in capsys.readouterr().err

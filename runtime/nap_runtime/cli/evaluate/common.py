@@ -73,7 +73,14 @@ class Evaluation:
 
         config = {key: value for key, value in self.settings.config.to_mapping().items() if key != "control_every"}
         own = {"set": self.name, "model": self.card.fingerprint, "config": config}
-        return digest_of(own | {"workers": self.settings.workers, "dtype": self.settings.dtype, **self.identity})
+        return digest_of(
+            own
+            | {
+                "workers": self.settings.workers,
+                "dtype": self.settings.dtype + self.settings.storage.marks,
+                **self.identity,
+            }
+        )
 
     def run(self, out: Path | None, *, quiet: bool) -> tuple[dict[int, dict[str, Any]], float]:
         """Rows by index, and the seconds that decoding took now."""

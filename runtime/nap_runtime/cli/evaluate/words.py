@@ -68,11 +68,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _load(card: ModelCard, settings: Settings) -> LoadedModel:
     """The weights in this process: for the decode where it is inline, and for the summary without paths."""
-    from nap_runtime.api import check_dtype
-    from nap_runtime.models.loading import LoadedModel, load_weights
+    from nap_runtime.api import check_dtype, load_stored
 
-    kind = check_dtype(settings.dtype)
-    return LoadedModel(card, load_weights(card, dtype=kind, device=settings.device))
+    return load_stored(card, dtype=check_dtype(settings.dtype), device=settings.device, storage=settings.storage)
 
 
 def _masked(loaded: LoadedModel, results: list[DecodeResult]) -> list[Mapping[str, Any]]:
@@ -110,7 +108,7 @@ def _report(
 def _text(report: dict[str, Any], settings: Settings) -> str:
     n, seed = report["n"], report["seed"]
     rows = [
-        ("problems", f"{n} of the test split, seed {seed}; {settings.model}, {settings.dtype}"),
+        ("problems", f"{n} of the test split, seed {seed}; {settings.model}, {settings.dtype}{settings.storage.marks}"),
         *summary_rows(report),
         ("paths masked", f"{share_text(report['paths_masked'])}  the summary with every path left masked"),
     ]
