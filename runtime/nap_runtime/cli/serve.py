@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nap_runtime.cli.parser import FAILURE, Parser, number, positive
 from nap_runtime.errors import UsageError
-from nap_runtime.job import DEVICES, DTYPES
+from nap_runtime.job import COMPILE_MODES, DEVICES, DTYPES
 
 if TYPE_CHECKING:
     from nap_runtime.service.settings import ServerSettings
@@ -63,6 +63,8 @@ def _add_groups(parser: Parser) -> None:
     group.add_argument("--model", metavar="nap-tiny|PATH|URL", help=text)
     group.add_argument("--device", metavar="|".join(DEVICES), help="where the network runs (default: cpu)")
     group.add_argument("--dtype", metavar="|".join(DTYPES), help="precision of the weights (default: float32)")
+    text = "compile steps, or capture them in CUDA graphs too (default: none)"
+    group.add_argument("--compile", metavar="|".join(COMPILE_MODES), help=text)
     group.add_argument("--threads", type=positive, metavar="N", help="torch threads of a group (default: torch's)")
     text = "seconds of silence after which a worker or a group is lost (default: 5)"
     group.add_argument("--liveness", type=number, metavar="S", help=text)
@@ -87,7 +89,19 @@ def _add_jobs(parser: Parser) -> None:
     jobs.add_argument("--log-level", choices=("debug", "info", "warning", "error"), metavar="LEVEL", help=text)
 
 
-_GROUP = ("workers", "simulate", "spares", "address", "model", "device", "dtype", "threads", "liveness", "stragglers")
+_GROUP = (
+    "workers",
+    "simulate",
+    "spares",
+    "address",
+    "model",
+    "device",
+    "dtype",
+    "compile",
+    "threads",
+    "liveness",
+    "stragglers",
+)
 _SERVER = (
     "listen",
     "http",

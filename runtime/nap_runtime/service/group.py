@@ -56,6 +56,7 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
             workers=settings.workers,
             dtype=settings.dtype,
             device=settings.device,
+            compile=settings.compile,
             simulate=settings.simulate,
         )
         return Coordinator(card, executor)
@@ -70,7 +71,8 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
         replace_slow=settings.stragglers == "replace",
     )
     where: dict[str, Any] = {"dtype": check_dtype(settings.dtype), "device": settings.device, "cluster": cluster}
-    return Coordinator(card, RayExecutor(card.reference, workers=settings.workers, **where))
+    how: dict[str, Any] = {"workers": settings.workers, "compile": settings.compile}
+    return Coordinator(card, RayExecutor(card.reference, **how, **where))
 
 
 class GroupProcess:

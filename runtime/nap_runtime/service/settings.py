@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nap_runtime.errors import UsageError
-from nap_runtime.job import DEVICES, DTYPES, MAX_CANVAS, MAX_PATHS, at_least, one_of
+from nap_runtime.job import DEVICES, DTYPES, MAX_CANVAS, MAX_PATHS, CompileMode, at_least, check_compile, one_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,7 @@ class GroupSettings:
         model: a bundled model's name or a checkpoint folder.
         workers: W of each group; 1 decodes in the group's own process, more run on Ray, or with `simulate` as threads.
         device, dtype: where and in what precision.
+        compile: whether steps are compiled, or captured in CUDA graphs too.
         address: a Ray cluster that runs already (None: each group starts a local one).
         spares: warm workers that wait for another to die; on Ray only.
         liveness: seconds of silence after which a worker, or a group's process, counts as lost.
@@ -69,6 +70,7 @@ class GroupSettings:
     simulate: bool = False
     device: str = "cpu"
     dtype: str = "float32"
+    compile: CompileMode = "none"
     address: str | None = None
     spares: int = 0
     liveness: float = 5.0
@@ -78,6 +80,7 @@ class GroupSettings:
     def __post_init__(self) -> None:
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, DTYPES)
+        check_compile(self.compile, device=self.device, simulated=self.simulate)
         one_of("stragglers", self.stragglers, STRAGGLERS)
         at_least("workers", self.workers, 1)
         at_least("spares", self.spares, 0)
