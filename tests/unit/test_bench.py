@@ -196,6 +196,8 @@ def test_what_is_printed_names_its_run(result: dict[str, Any], tmp_path: Path) -
     env = result["environment"]
     for named in (env["device_name"], env["commit"], "nap bench (a test)", "random weights of llada-tiny", "float32"):
         assert str(named) in text
+    assert ("BUSY" in text) == (env["load"] > 1.5 * env["cpus"])
+    assert "BUSY: a load of 99 on 2 cores" in notes({**result, "environment": {**env, "load": 99.0, "cpus": 2}})
     row = of(result, "whole canvas, batch 3")
     assert cells(row)[-2:] == ("100.0% agrees", "each canvas alone")
     row["ids"] |= {"agrees": False}

@@ -49,6 +49,7 @@ def entry(result: Mapping[str, Any]) -> dict[str, Any]:
         "device_name": env["device_name"],
         "devices": env["devices"],
         "torch": env["torch"],
+        "load": env["load"],
         "key": result["key"],
         "ratios": ratios,
     }

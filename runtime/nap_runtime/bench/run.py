@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def run_bench(spec: BenchSpec, *, command: str, progress: Progress = lambda _: N
         "schema": SCHEMA,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "environment": environment(spec.device) | {"devices": _devices(spec)},
+        "environment": environment(spec.device) | {"devices": _devices(spec), "load": os.getloadavg()[0]},
         "spec": json.loads(json.dumps(spec.to_mapping())),
         "key": spec.canvas_key(),
         "canvas": canvas,

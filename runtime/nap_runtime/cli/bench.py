@@ -194,4 +194,4 @@ def _number(value: float | None) -> str:
 
 
 def _where(entry: dict[str, Any]) -> str:
-    return f"{entry['when']}, commit {entry['commit']}, torch {entry['torch']}, {entry['device_name']}"
+    return f"{entry['when']}, commit {entry['commit']}, torch {entry['torch']}, {entry['device_name']}, load {entry['load']:.1f}"
