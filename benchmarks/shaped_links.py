@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -129,9 +130,10 @@ class Bench:
                 for number in range(self.args.rounds):
                     if number and time.monotonic() - began > 60 * self.args.minutes:
                         break
-                    self._round(network, groups)
-                    spent = time.monotonic() - began
-                    print(f"round {number + 1}: {spent:.0f} s since the start", file=sys.stderr, flush=True)
+                    for shape in self.args.shapes:
+                        self._visit(shape, network, groups)
+                        spent = f"{time.monotonic() - began:.0f} s since the start"
+                        print(f"round {number + 1}, {shape.name}: {spent}", file=sys.stderr, flush=True)
             finally:
                 for group in groups.values():
                     group.close()
@@ -141,17 +143,17 @@ class Bench:
             for policy in POLICIES:
                 group.ask(do="decode", scenario=self.scenario(workers, workers, policy).to_mapping())
 
-    def _round(self, network: Network, groups: dict[int, Group]) -> None:
+    def _visit(self, shape: Shape, network: Network, groups: dict[int, Group]) -> None:
+        """One link of a round: every cell of it once, and what the model goes by."""
+        network.shape(shape)
         lead = groups[self.args.workers[0]]
-        for shape in self.args.shapes:
-            network.shape(shape)
-            for name, scenario in self.baselines().items():
-                self.alone[name].append(lead.ask_one(0, do="alone", scenario=scenario.to_mapping())["seconds"])
-            for workers, group in groups.items():
-                self._measure_link(shape, workers, group)
-                for cell in self.cells:
-                    if cell.shape == shape and cell.scenario.workers == workers and self._has_time(cell.seconds):
-                        cell.note(group.ask(do="decode", scenario=cell.scenario.to_mapping()))
+        for name, scenario in self.baselines().items():
+            self.alone[name].append(lead.ask_one(0, do="alone", scenario=scenario.to_mapping())["seconds"])
+        for workers, group in groups.items():
+            self._measure_link(shape, workers, group)
+            for cell in self.cells:
+                if cell.shape == shape and cell.scenario.workers == workers and self._has_time(cell.seconds):
+                    cell.note(group.ask(do="decode", scenario=cell.scenario.to_mapping()))
 
     def _measure_link(self, shape: Shape, workers: int, group: Group) -> None:
         for size, times in ((SMALL, 5), (LARGE, 3)):
@@ -254,6 +256,7 @@ def main() -> None:
     else:
         if lacks := missing():
             sys.exit(f"shaped_links: this machine {lacks}")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the network is taken down, however this ends
         bench = Bench(args)
         bench.run()
         found = bench.to_json()
