@@ -2,9 +2,9 @@
 
     python benchmarks/at_rest.py --out out/at_rest.json          # some minutes; --no-ray leaves Ray out
 
-Every figure is the median of `--repeats` new processes, with the least and the most beside it. Whatever else uses the
-machine counts in: see the load in the file. `spinning` is OpenMP's own default (GOMP_SPINCOUNT=300000), which
-`nap_runtime.waiting` replaces.
+Every figure is the median of `--repeats` new processes, with the least and the most beside it, and the median of CPU
+seconds, which depend less on who else uses the machine (its load is in the file). `spinning` is OpenMP's own default
+(GOMP_SPINCOUNT=300000), which `nap_runtime.waiting` replaces.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,11 +26,13 @@ from typing import Any
 SHIRT = "A shirt costs $50 and is on sale for 20% off. What is the final price?"
 SPINNING = {"GOMP_SPINCOUNT": "300000"}
 _BUSY = "while True: pass"
+Times = tuple[float, float]  # seconds, and CPU seconds
 # What one process pays, in its own words; the canvas is nap-tiny's, 4 tokens a step.
 _DECODE = """
 import json, sys, time
-marks = [("begin", time.perf_counter())]
-def mark(name): marks.append((name, time.perf_counter()))
+def now(): return time.perf_counter(), time.process_time()
+marks = [("begin", now())]
+def mark(name): marks.append((name, now()))
 import torch; mark("import torch")
 import nap_runtime.api as api; mark("import nap_runtime.api")
 from nap_runtime import DecodeConfig
@@ -41,9 +44,8 @@ def decode(): return api.decode(sys.argv[2], DecodeConfig(steps=33), **where)
 first = decode(); mark("first decode")
 second = decode(); mark("second decode")
 third = decode(); mark("third decode")
-laps = {name: at - before for (_, before), (name, at) in zip(marks, marks[1:])}
-laps["decoding"] = third.metrics.seconds
-print(json.dumps(laps | {"answer": third.answer, "threads": torch.get_num_threads()}))
+laps = {name: [b - a for a, b in zip(before, at)] for (_, before), (name, at) in zip(marks, marks[1:])}
+print(json.dumps({"laps": laps, "answer": third.answer}))
 """
 
 
@@ -64,7 +66,7 @@ def main() -> None:
         args.out.write_text(json.dumps(_environment(args, load) | {"seconds": figures, "all": found}, indent=1) + "\n")
 
 
-def _measurements(args: argparse.Namespace) -> Iterator[tuple[str, list[float]]]:
+def _measurements(args: argparse.Namespace) -> Iterator[tuple[str, list[Times]]]:
     nap = [sys.executable, "-m", "nap_runtime.cli"]
     for name, command in {
         "python -c pass": [sys.executable, "-c", "pass"],
@@ -76,23 +78,26 @@ def _measurements(args: argparse.Namespace) -> Iterator[tuple[str, list[float]]]
         yield name, [_timed(command) for _ in range(args.repeats)]
     yield from _laps("inline", args.repeats, {}, workers=1)
     for label, variables in (("asleep", {}), ("spinning", SPINNING), ("one thread", {"OMP_NUM_THREADS": "1"})):
-        yield from _laps(f"inline, {label}, quiet", args.repeats, variables, only=("decoding",))
+        yield from _laps(f"inline, {label}, quiet", args.repeats, variables, only=("third decode",))
         with _neighbours(args.neighbours):
-            yield from _laps(f"inline, {label}, {args.neighbours} busy", args.repeats, variables, only=("decoding",))
+            yield from _laps(
+                f"inline, {label}, {args.neighbours} busy", args.repeats, variables, only=("third decode",)
+            )
     if args.ray:
         ray = _laps("3 Ray workers", min(args.repeats, 3), {}, workers=3, only=("first decode", "third decode"))
         yield from ray
 
 
-def _timed(command: list[str]) -> float:
-    began = time.perf_counter()
+def _timed(command: list[str]) -> Times:
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - began
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _laps(
     name: str, repeats: int, variables: Mapping[str, str], *, workers: int = 1, only: tuple[str, ...] = ()
-) -> Iterator[tuple[str, list[float]]]:
+) -> Iterator[tuple[str, list[Times]]]:
     """The parts of one process's time."""
     runs: list[dict[str, Any]] = []
     for _ in range(repeats):
@@ -100,8 +105,8 @@ def _laps(
         done = subprocess.run(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True, check=True)
         runs.append(json.loads(done.stdout.splitlines()[-1]))
         assert runs[-1]["answer"] == "40", runs[-1]
-    for part in only or [part for part in runs[0] if part not in ("answer", "threads")]:
-        yield f"{name}: {part}", [run[part] for run in runs]
+    for part in only or runs[0]["laps"]:
+        yield f"{name}: {part}", [tuple(run["laps"][part]) for run in runs]
 
 
 @contextmanager
@@ -116,13 +121,17 @@ def _neighbours(count: int) -> Iterator[None]:
             process.wait()
 
 
-def _figure(times: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(times), "least": min(times), "most": max(times)}
+def _figure(times: list[Times]) -> dict[str, float]:
+    wall, cpu = zip(*times, strict=True)
+    return {"median": statistics.median(wall), "least": min(wall), "most": max(wall), "cpu": statistics.median(cpu)}
 
 
 def _table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [f"| {name} | {f['median']:.3f} | {f['least']:.3f} | {f['most']:.3f} |" for name, f in figures.items()]
-    return "\n".join(["| what | median, s | least | most |", "| :-- | --: | --: | --: |", *rows])
+    rows = [
+        f"| {name} | {f['median']:.3f} | {f['least']:.3f} | {f['most']:.3f} | {f['cpu']:.3f} |"
+        for name, f in figures.items()
+    ]
+    return "\n".join(["| what | median, s | least | most | CPU, s |", "| :-- | --: | --: | --: | --: |", *rows])
 
 
 def _environment(args: argparse.Namespace, load: tuple[float, float, float]) -> dict[str, Any]:

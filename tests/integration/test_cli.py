@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -91,10 +92,23 @@ def one_line(ran: Any, code: int, *parts: str) -> None:
 def test_help_needs_nothing_heavy() -> None:
     code = (
         "import sys; from nap_runtime.cli import main; main(['decode', '--help']);"
-        "print(sorted({'torch', 'numpy', 'ray', 'transformers', 'rich', 'yaml'} & set(sys.modules)))"
+        "heavy = {'torch', 'numpy', 'ray', 'transformers', 'rich', 'yaml', 'importlib.metadata'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_takes_a_fraction_of_a_second() -> None:
+    """In CPU seconds, the least of five: what it takes on a machine that does nothing else."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "nap_runtime.cli", "--help"], stdout=subprocess.DEVNULL, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(5)) < 0.3
 
 
 def test_version(nap: Nap) -> None:

@@ -9,7 +9,6 @@ import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import metadata
 
 from nap_runtime import __version__
 from nap_runtime.cli import output
@@ -76,6 +75,8 @@ def _gpu() -> Check:
 
 
 def _ray() -> Check:
+    from importlib import metadata
+
     try:
         version = metadata.version("ray")
     except metadata.PackageNotFoundError:

@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from nap_runtime import __version__
@@ -44,6 +43,8 @@ def environment(device: str) -> dict[str, str | int]:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # a tenth of what `nap --help` takes
+
     try:
         return version(package)
     except PackageNotFoundError:
