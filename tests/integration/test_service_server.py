@@ -311,9 +311,10 @@ def test_not_built_is_told_apart(client: Client) -> None:
 
 
 def test_compatible_jobs_decode_together_with_unchanged_ids(client: Client, server: LocalServer) -> None:
-    alone = {n: client.decode(f"q{n} q", SMALL).tokens for n in range(6)}
+    prompts = {n: f"q{n}" + " q" * (n % 3) for n in range(6)}  # of three lengths
+    alone = {n: client.decode(prompt, SMALL).tokens for n, prompt in prompts.items()}
     blocker = client.submit("one two", LONG)
-    jobs = {n: client.submit(f"q{n} q", SMALL, labels={"together": "1"}) for n in range(6)}
+    jobs = {n: client.submit(prompt, SMALL, labels={"together": "1"}) for n, prompt in prompts.items()}
     client.cancel(blocker.id)
     for n, job in jobs.items():
         result = client.result(job.id, record=True)

@@ -11,6 +11,7 @@ from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.placement import Assignment
 from nap_runtime.errors import UsageError
+from nap_runtime.executor.coordinator import BUCKET
 from nap_runtime.job import DecodeConfig
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.prompting import DecodeDefaults, build_layout, prompt_ids, resolve
@@ -72,7 +73,8 @@ class Gate:
             text = f"prompt: the canvas has {layout.size} positions, at most {self._limits.canvas} are taken"
             raise UsageError(text, field="prompt")
         Plan.of(layout, config, Assignment.even(config.n_paths, self._group.workers))
-        shape = hashlib.sha256(json.dumps([config.to_mapping(), len(ids)], sort_keys=True).encode()).digest()
+        bucket = -(-len(ids) // BUCKET)
+        shape = hashlib.sha256(json.dumps([config.to_mapping(), bucket], sort_keys=True).encode()).digest()
         gold = spec.gold if spec.HasField("gold") else None
         return Accepted(
             question=question, gold=gold, name=spec.id, prompt=ids, config=config, layout=layout, shape=shape

@@ -88,7 +88,7 @@ class _BatchTeller(Observer):
         told: list[_Told] = []
         for job, deltas in enumerate(report.deltas):
             if deltas:
-                update = self._update(batch, deltas, pb.COMMITMENT_PROVISIONAL)
+                update = self._update(batch, job, deltas, pb.COMMITMENT_PROVISIONAL)
                 event = pb.Event(canvas_update=update)
                 told.append([job, "update", event.SerializeToString(), b""])
         if told:
@@ -98,7 +98,7 @@ class _BatchTeller(Observer):
         extra = pack_past(common)
         told: list[_Told] = []
         for job, deltas in enumerate(common.deltas):
-            update = self._update(batch, deltas, pb.COMMITMENT_COMMITTED)
+            update = self._update(batch, job, deltas, pb.COMMITMENT_COMMITTED)
             update.first_step, update.last_step = common.since, common.step - 1
             update.texts.extend(self._views[job].take(deltas))
             told.append([job, "update", pb.Event(canvas_update=update).SerializeToString(), extra])
@@ -131,14 +131,14 @@ class _BatchTeller(Observer):
         told = [[job, "rolled-back", body.SerializeToString(), b""] for job in range(len(batch.jobs))]
         self._channel.send(kind="events", batch=self._number, step=None, events=told)
 
-    def _update(self, batch: Batch, deltas: Sequence[CanvasDelta], commitment: Any) -> pb.CanvasUpdate:
+    def _update(self, batch: Batch, job: int, deltas: Sequence[CanvasDelta], commitment: Any) -> pb.CanvasUpdate:
         steps = [delta.step for delta in deltas] or [0]
         return pb.CanvasUpdate(
             commitment=commitment,
             first_step=min(steps),
             last_step=max(steps),
             delta_version=DELTA_VERSION,
-            delta=pack_deltas(deltas, batch.task.plan.layout.size),
+            delta=pack_deltas(deltas, batch.task.layout_of(job).size),
         )
 
 
