@@ -330,7 +330,8 @@ def test_wrong_settings_name_their_field(wrong: dict[str, Any], field: str) -> N
 
 
 def test_group_settings() -> None:
-    for wrong in ({"simulate": True}, {"spares": 1}, {"address": "h:1"}, {"liveness": 0.1}, {"device": "tpu"}):
+    placed = ({"placement": "pack"}, {"workers": 2, "placement": "tight"})  # one worker; an unknown value
+    for wrong in ({"simulate": True}, {"spares": 1}, {"address": "h:1"}, {"liveness": 0.1}, {"device": "tpu"}, *placed):
         with pytest.raises(UsageError):
             GroupSettings(**wrong)  # type: ignore[arg-type]
     assert GroupSettings(workers=3, spares=1).on_ray

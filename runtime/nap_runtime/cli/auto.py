@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nap_runtime.executor.base import Executor
     from nap_runtime.models.loading import ModelCard
     from nap_runtime.study.cost.choose import Choice
-    from nap_runtime.study.cost.predict import Device, Machine
+    from nap_runtime.study.cost.predict import Machine
 
 
 def settle(card: ModelCard, settings: Settings, question: str | None = None) -> Settings:
@@ -25,13 +25,16 @@ def settle(card: ModelCard, settings: Settings, question: str | None = None) -> 
     asked = settings.auto
     if asked is None or (asked.link is None and settings.on_ray):
         return settings
-    from nap_runtime.study.cost.choose import machine_of
+    from nap_runtime.study.cost.ask import gpu_name
+    from nap_runtime.study.cost.choose import device_of, machine_of
     from nap_runtime.study.cost.predict import LINKS, Machine
 
     if asked.link is None:  # threads of one process, or one worker
-        machine, where = Machine(device=_device(settings), link=LINKS["nvlink"]), "in one process"
+        device = device_of(settings.device, gpu_name(settings.device))
+        machine, where = Machine(device=device, link=LINKS["nvlink"]), "in one process"
     else:
-        machine, where = machine_of(asked.link, settings.device, _name(settings)), f"over link {asked.link}"
+        machine = machine_of(asked.link, settings.device, gpu_name(settings.device))
+        where = f"over link {asked.link}"
     return _chosen(card, settings, question, machine, where)
 
 
@@ -44,6 +47,7 @@ def measured(card: ModelCard, settings: Settings, executor: Executor, question: 
     """
     if settings.auto is None:
         return settings
+    from nap_runtime.study.cost.choose import device_of
     from nap_runtime.study.cost.predict import Link, Machine
 
     found = executor.probe()
@@ -53,7 +57,8 @@ def measured(card: ModelCard, settings: Settings, executor: Executor, question: 
         f"on {hosts} {'host' if hosts == 1 else 'hosts'}, measured {1e3 * found.latency:.2f} ms and "
         f"{found.bandwidth / 1e6:.0f} MB/s"
     )
-    machine = Machine(device=_device(settings), link=Link(latency=found.latency, bandwidth=found.bandwidth))
+    link = Link(latency=found.latency, bandwidth=found.bandwidth)
+    machine = Machine(device=device_of(settings.device, found.device), link=link)
     return _chosen(card, settings, question, machine, where)
 
 
@@ -82,16 +87,3 @@ def _line(choice: Choice, workers: int, where: str) -> str:
     every = "" if choice.policy.every is None else f" every {choice.policy.every}"
     group = f"{workers} {'worker' if workers == 1 else 'workers'}"
     return f"nap: sync auto: {choice.policy.mode}{every}, {group} {where}: {choice.reason}"
-
-
-def _name(settings: Settings) -> str:
-    """The GPU's product name."""
-    from nap_runtime.study.cost.ask import gpu_name
-
-    return gpu_name(settings.device)
-
-
-def _device(settings: Settings) -> Device:
-    from nap_runtime.study.cost.choose import device_of
-
-    return device_of(settings.device, _name(settings))

@@ -186,4 +186,6 @@ def _baselines(args: argparse.Namespace) -> _Measure:
 def _on_one(settings: Settings) -> Settings:
     """The same on one worker of this process."""
     sync = SyncPolicy("exact", topology=settings.config.sync.topology)
-    return replace(settings, workers=1, simulate=False, address=None, config=settings.config.with_values(sync=sync))
+    return replace(
+        settings, workers=1, simulate=False, address=None, placement=None, config=settings.config.with_values(sync=sync)
+    )

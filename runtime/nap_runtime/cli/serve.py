@@ -71,6 +71,8 @@ def _add_groups(parser: Parser) -> None:
     text = "workers several times slower than their peers: put a spare on another host in their place (replace), only "
     text += "show them (report), or look for none (off); on Ray (default: replace)"
     group.add_argument("--stragglers", metavar="replace|report|off", help=text)
+    text = "hosts of a group: one or none, one where it has room, few, or many (default: pack)"
+    group.add_argument("--placement", metavar="strict-pack|one-host|pack|spread", help=text)
 
 
 def _add_jobs(parser: Parser) -> None:
@@ -101,6 +103,7 @@ _GROUP = (
     "threads",
     "liveness",
     "stragglers",
+    "placement",
 )
 _SERVER = (
     "listen",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,10 +21,14 @@ LARGE, LARGE_ON_GPU, LARGE_TIMES = 1 << 20, 1 << 24, 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkProbe:
-    """Seconds before the first byte of a round, and bytes a second after it."""
+    """Seconds before the first byte of a round, and bytes a second after it.
+
+    `device`: the product name of the GPUs that measured it; empty on CPUs.
+    """
 
     latency: float
     bandwidth: float
+    device: str = ""
 
 
 def fit(workers: int, small: float, large: float, *, small_bytes: int, large_bytes: int) -> LinkProbe:
@@ -44,7 +48,8 @@ def probe(comm: Communicator, device: torch.device) -> LinkProbe:
     size = LARGE_ON_GPU if device.type == "cuda" else LARGE
     small = _median(comm, device, SMALL, SMALL_TIMES)
     large = _median(comm, device, size, LARGE_TIMES)
-    return fit(comm.world, small, large, small_bytes=SMALL, large_bytes=size)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return replace(fit(comm.world, small, large, small_bytes=SMALL, large_bytes=size), device=name)
 
 
 def _median(comm: Communicator, device: torch.device, size: int, times: int) -> float:

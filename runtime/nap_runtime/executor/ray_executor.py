@@ -36,6 +36,8 @@ from nap_runtime.job import CompileMode
 from nap_runtime.storage import NATIVE, Storage
 from nap_runtime.worker import Outcome, Report, Task
 
+_COMPILE_SECONDS = 300.0  # that peers wait at least where steps are compiled
+
 
 class RayExecutor:
     """W warm actors in a placement group, joined by a process group (gloo on CPU, NCCL on GPU).
@@ -59,7 +61,7 @@ class RayExecutor:
         cluster: ClusterOptions | None = None,
     ) -> None:
         self.workers = workers
-        self._cluster = cluster or ClusterOptions()
+        self._cluster = _with_time_to_compile(cluster or ClusterOptions(), compile)
         self._owns_cluster, self._broken = False, False
         self._group: PlacementGroup | None = None
         self._members: list[Member] = []
@@ -181,7 +183,8 @@ class RayExecutor:
         """See `Executor.probe`: the slowest worker's figures."""
         with ray_errors():
             found = ray.get([member.actor.probe.remote() for member in self._members], timeout=self._cluster.timeout)
-        return LinkProbe(latency=max(p.latency for p in found), bandwidth=min(p.bandwidth for p in found))
+        slowest = max(p.latency for p in found), min(p.bandwidth for p in found)
+        return LinkProbe(latency=slowest[0], bandwidth=slowest[1], device=found[0].device)
 
     # -- recovery -------------------------------------------------------------------------------------------------
 
@@ -372,6 +375,11 @@ class RayExecutor:
         if self._owns_cluster and ray.is_initialized():
             ray.shutdown()
             self._owns_cluster = False
+
+
+def _with_time_to_compile(cluster: ClusterOptions, compile: CompileMode) -> ClusterOptions:
+    """Whoever compiles keeps its peers waiting, in a collective too."""
+    return cluster if compile == "none" else replace(cluster, timeout=max(cluster.timeout, _COMPILE_SECONDS))
 
 
 def _patience(cluster: ClusterOptions) -> Patience:

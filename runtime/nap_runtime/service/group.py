@@ -69,6 +69,7 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
         liveness=settings.liveness,
         slow=0.0 if settings.stragglers == "off" else SLOW,
         replace_slow=settings.stragglers == "replace",
+        placement=settings.placement or "pack",
     )
     where: dict[str, Any] = {"dtype": check_dtype(settings.dtype), "device": settings.device, "cluster": cluster}
     how: dict[str, Any] = {"workers": settings.workers, "compile": settings.compile}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES, MAX_CANVAS, MAX_PATHS, CompileMode, at_least, check_compile, one_of
+from nap_runtime.policy import Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,7 @@ class GroupSettings:
         threads: torch threads of a group (None: torch's choice).
         stragglers: what happens to workers that are much slower than their peers, on Ray: `replace` gives their place
             to a spare on another host, where there is one; `report` shows them only; `off` looks for none.
+        placement: on which hosts of the cluster a group stands (None: `pack`); on Ray only.
     """
 
     model: str = "nap-tiny"
@@ -76,6 +79,7 @@ class GroupSettings:
     liveness: float = 5.0
     threads: int | None = None
     stragglers: str = "replace"
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
         one_of("device", self.device, DEVICES)
@@ -88,7 +92,9 @@ class GroupSettings:
             at_least("threads", self.threads, 1)
         if self.simulate and self.workers == 1:
             raise UsageError("simulate: one worker needs no simulation; give --workers too", field="simulate")
-        for name in ("address", "spares"):
+        if self.placement is not None:
+            one_of("placement", self.placement, get_args(Placement))
+        for name in ("address", "spares", "placement"):
             if getattr(self, name) and not self.on_ray:
                 raise UsageError(f"{name}: only several workers run on Ray; give --workers too", field=name)
         if not self.liveness >= 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nap_runtime.api import check_device, check_dtype, measure_link
+from nap_runtime.api import check_device, check_dtype, measure_link, runs_elsewhere
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig, Device, DType, at_least
 from nap_runtime.models.loading import read_card
@@ -42,7 +42,7 @@ def choose_sync(
     Raises:
         UsageError, ModelError, WorkerError: see `nap_runtime.errors`.
     """
-    check_device(device)
+    check_device(device, elsewhere=runs_elsewhere(on_ray=workers > 1, address=None))
     check_dtype(dtype)
     for name, value in (("workers", workers), ("batch_size", batch_size)):
         at_least(name, value, 1)
@@ -74,13 +74,11 @@ def _machine(model: str | Path, workers: int, link: str | None, device: Device, 
         return machine_of("nvlink", device, name)  # nothing goes over it
     found = measure_link(model, workers=workers, device=device, dtype=dtype)
     link_found = Link(latency=found.latency, bandwidth=found.bandwidth)
-    return Machine(device=device_of(device, name), link=link_found)
+    return Machine(device=device_of(device, found.device), link=link_found)
 
 
 def gpu_name(device: str) -> str:
-    """The GPU's product name; empty on a CPU."""
-    if device != "cuda":
-        return ""
+    """The product name of this host's GPU; empty on a CPU, and where only the workers have one."""
     import torch
 
-    return torch.cuda.get_device_name(0)
+    return torch.cuda.get_device_name(0) if device == "cuda" and torch.cuda.is_available() else ""

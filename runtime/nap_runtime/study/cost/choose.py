@@ -192,7 +192,8 @@ def device_of(device: str, name: str = "") -> Device:
     for known, preset in DEVICES.items():
         if known != "cpu" and known in name.lower():
             return preset
-    text = f"link: there is no preset for the device '{name}'; give a file of nap cost calibrate"
+    what = f"for the device '{name}'" if name else "for a GPU that this host does not see"
+    text = f"link: there is no preset {what}; give a file of nap cost calibrate"
     raise UsageError(text, field="link")
 
 
