@@ -35,7 +35,7 @@ CONFIG = DecodeConfig(
     eos_weight=0.0,
     sync=SyncPolicy("exact"),
 )
-LONG = CONFIG.with_values(path_tokens=60)
+LONG = CONFIG.with_values(path_tokens=40, sync=SyncPolicy("tokens"))  # at every step: exact, with fewer exchanges
 MODEL = ("--model", "/mnt/model", "--workers", "3")
 LIVENESS = 4.0
 
@@ -146,19 +146,19 @@ def test_a_host_is_switched_off_and_comes_back(undisturbed: Any, spares: int) ->
     story = Story()
     with hosts(3 + spares) as cluster:
         stand = Stand(cluster)
-        log = stand.serve(*MODEL, *(["--spares", "1"] if spares else []))
+        log = stand.serve(*MODEL, "--batch", "2", *(["--spares", "1"] if spares else []))
         hit = stand.status()["groups"][0]["hosts"][1]
         host = next(host for host in cluster if host.name == hit)
         if host is cluster[0]:  # the server is there
             host = next(one for one in cluster if one.name == stand.status()["groups"][0]["hosts"][2])
-        asked = stand.ask(FIFTY[:20], LONG, "off")
-        asked.wait(lambda line: line.get("job") == 3, 120)
+        asked = stand.ask(FIFTY[:10], LONG, "off")
+        asked.wait(lambda line: line.get("job") == 1, 120)
         host.power_off()
-        story.blow(f"4 of 20 answers are there; {host.name} is switched off")
+        story.blow(f"2 of 10 answers are there; {host.name} is switched off")
         noticed = recovered(log)
         story.say(f"going on; {noticed['reason']}; repaired in {noticed['seconds']:.2f} s by a {noticed['weights']}")
         assert noticed["weights"] == ("spare" if spares else "peer")
-        assert answers(asked, 20) == undisturbed(FIFTY[:20], LONG)
+        assert answers(asked, 10) == undisturbed(FIFTY[:10], LONG)
         story.say("all answers are there, ids as undisturbed")
         host.heal()
         host.start()
@@ -176,9 +176,9 @@ def test_a_frozen_host_counts_as_lost_until_it_thaws(undisturbed: Any) -> None:
     story = Story()
     with hosts(3) as cluster:
         stand = Stand(cluster, quick=False)
-        log = stand.serve(*MODEL, "--liveness", str(LIVENESS))
-        asked = stand.ask(FIFTY[:20], LONG, "frozen")
-        asked.wait(lambda line: line.get("job") == 3, 120)
+        log = stand.serve(*MODEL, "--batch", "2", "--liveness", str(LIVENESS))
+        asked = stand.ask(FIFTY[:10], LONG, "frozen")
+        asked.wait(lambda line: line.get("job") == 1, 120)
         cluster[1].freeze()
         story.blow("node1 is frozen")
         noticed = recovered(log)
@@ -186,7 +186,7 @@ def test_a_frozen_host_counts_as_lost_until_it_thaws(undisturbed: Any) -> None:
         assert noticed["seen"] - story.began < LIVENESS + 30
         cluster[1].thaw()
         story.say("node1 goes on")
-        assert answers(asked, 20) == undisturbed(FIFTY[:20], LONG)
+        assert answers(asked, 10) == undisturbed(FIFTY[:10], LONG)
         places(stand, lambda on: len(set(on)) == 3)
         story.say("all answers are there, ids as undisturbed; node1 is used again")
 
@@ -198,12 +198,12 @@ def test_a_slow_host_is_noticed_and_replaced_by_a_spare(undisturbed: Any, spares
     with hosts(3 + spares) as cluster:
         stand = Stand(cluster)
         more = ["--metrics", "127.0.0.1:9464", *(["--spares", "1"] if spares else [])]
-        log = stand.serve(*MODEL, "--batch", "4", *more)
+        log = stand.serve(*MODEL, "--batch", "2", *more)
         used = stand.status()["groups"][0]["hosts"]
         name = next(one for one in used if one != "node0")
         host = next(one for one in cluster if one.name == name)
-        asked = stand.ask(FIFTY[:16], LONG, "slow")
-        asked.wait(lambda line: line.get("job") == 3, 120)
+        asked = stand.ask(FIFTY[:12], LONG, "slow")
+        asked.wait(lambda line: line.get("job") == 1, 120)
         with host.slowed(0.1):
             story.blow(f"{name} runs at a tenth of its speed")
             slow = log.wait(lambda line: line.get("event") == "worker.slow", 60)
@@ -214,7 +214,7 @@ def test_a_slow_host_is_noticed_and_replaced_by_a_spare(undisturbed: Any, spares
                 noticed = recovered(log)
                 story.say(f"replaced by a {noticed['weights']} in {noticed['seconds']:.2f} s ({noticed['reason']})")
                 assert name not in stand.status()["groups"][0]["hosts"]
-                got = answers(asked, 16)
+                got = answers(asked, 12)
                 story.say("all answers are there")
             else:
                 shown = stand.head.run([BIN / "nap", "status"], cwd="/tmp").stdout
@@ -223,8 +223,8 @@ def test_a_slow_host_is_noticed_and_replaced_by_a_spare(undisturbed: Any, spares
                 assert f"on {name}: its steps take" in shown
                 assert f'nap_stragglers{{host="{name}"}} 1.0' in figures
         if not spares:
-            got = answers(asked, 16)
-        assert got == undisturbed(FIFTY[:16], LONG)
+            got = answers(asked, 12)
+        assert got == undisturbed(FIFTY[:12], LONG)
 
 
 @pytest.mark.soak
@@ -236,16 +236,16 @@ def test_a_joining_host_is_used_for_waiting_jobs(undisturbed: Any) -> None:
         log = stand.serve("--model", "/mnt/model", "--workers", "2", "--groups", "2", "--batch", "2")
         waits = log.wait(lambda line: line.get("event") == "group.start_failed", 120)
         story.say(f"ready with one group; the other: {waits['reason']}")
-        asked = stand.ask(FIFTY, LONG, "join")
+        asked = stand.ask(FIFTY[:30], LONG, "join")
         asked.wait(lambda line: line.get("job") == 3, 120)
         since = len(log.lines)
         stand.join(cluster[3])
-        story.blow("4 of 50 answers are there; node3 joins")
+        story.blow("4 of 30 answers are there; node3 joins")
         log.wait(lambda line: line.get("event") == "group.ready", 90, since)
         story.say("the second group is ready")
         log.wait(lambda line: line.get("event") == "job.running" and line["group"] == waits["group"], 90, since)
         story.say("it decodes")
-        assert answers(asked, 50) == undisturbed(FIFTY, LONG)
+        assert answers(asked, 30) == undisturbed(FIFTY[:30], LONG)
 
 
 @pytest.mark.soak
@@ -254,25 +254,25 @@ def test_the_head_restarts_and_no_acknowledged_job_is_lost(undisturbed: Any) -> 
     story = Story()
     with hosts(3) as cluster:
         stand = Stand(cluster)
-        stand.serve(*MODEL, "--batch", "5")
-        asked = stand.ask(FIFTY[:30], LONG, "head")
-        asked.wait(lambda line: line.get("job") == 6, 120)
-        assert asked.lines[0]["submitted"] == 30
+        stand.serve(*MODEL, "--batch", "3")
+        asked = stand.ask(FIFTY[:15], LONG, "head")
+        asked.wait(lambda line: line.get("job") == 5, 120)
+        assert asked.lines[0]["submitted"] == 15
         cluster[0].kill()
-        story.blow("30 jobs are acknowledged, 7 answered; the head is switched off")
+        story.blow("15 jobs are acknowledged, 6 answered; the head is switched off")
         time.sleep(2.0)
         cluster[0].start()
         stand.start_head()
         stand.wait_for_hosts(3, 180)
         story.say("it is on again, and Ray has its three hosts")
-        stand.serve(*MODEL, "--batch", "5")
+        stand.serve(*MODEL, "--batch", "3")
         story.say("nap serve is ready again")
-        again = stand.ask(FIFTY[:30], LONG, "head")  # the same keys: the same jobs, not new ones
-        got = answers(again, 30)
-        story.say("all 30 answers are there")
+        again = stand.ask(FIFTY[:15], LONG, "head")  # the same keys: the same jobs, not new ones
+        got = answers(again, 15)
+        story.say("all 15 answers are there")
         jobs = stand.head.run([BIN / "nap", "jobs", "--limit", "100", "--json"], cwd="/tmp").stdout.splitlines()
-        assert len(jobs) == 30
-        assert got == undisturbed(FIFTY[:30], LONG)
+        assert len(jobs) == 15
+        assert got == undisturbed(FIFTY[:15], LONG)
 
 
 @pytest.mark.soak
@@ -281,17 +281,17 @@ def test_ray_s_head_alone_is_lost(undisturbed: Any) -> None:
     story = Story()
     with hosts(3) as cluster:
         stand = Stand(cluster)
-        log = stand.serve(*MODEL, "--batch", "5")
-        asked = stand.ask(FIFTY[:30], LONG, "gcs")
-        asked.wait(lambda line: line.get("job") == 6, 120)
+        log = stand.serve(*MODEL, "--batch", "3")
+        asked = stand.ask(FIFTY[:15], LONG, "gcs")
+        asked.wait(lambda line: line.get("job") == 5, 120)
         stand.stop_ray(cluster[0])
-        story.blow("7 of 30 answers are there; Ray's head and its processes on node0 are killed")
+        story.blow("6 of 15 answers are there; Ray's head and its processes on node0 are killed")
         lost = log.wait(lambda line: line.get("event") in ("group.lost", "group.recovered"), 180)
         story.say(f"{lost['event']}: {lost['reason']}")
         stand.start_head()
         stand.wait_for_hosts(3, 180)
         story.say("Ray has its three hosts again")
-        got = answers(asked, 30)
+        got = answers(asked, 15)
         story.say("all answers are there")
-        assert got == undisturbed(FIFTY[:30], LONG)
+        assert got == undisturbed(FIFTY[:15], LONG)
         assert Path(cluster[0].tmp / "jobs.db").exists()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_runtime.distributed.wire import Pace
+from nap_runtime.distributed.comm import Solo
+from nap_runtime.distributed.wire import Clock, Pace, Wire
 from nap_runtime.executor.homes import Home, Host, choose
 from nap_runtime.executor.liveness import Beat, Liveness, Lost, Patience, Straggler
 
@@ -233,3 +236,35 @@ def test_no_worker_is_put_on_a_host_that_takes_none_or_is_dead() -> None:
     hosts = [host("head", 0.0, total=0.0), host("dead", 4.0, alive=False), host("full")]
     assert choose(hosts, reserved="dead", need=1.0) == Home(node="full", how="shared")
     assert choose(hosts[:2], reserved="dead", need=1.0) is None
+
+
+# --- what a worker has computed ---
+
+
+def test_a_pace_leaves_out_exchanges_and_the_first_step_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    wire = Wire(Solo(), Clock(torch.device("cpu")))
+
+    def step(rows: int, seconds: float, waiting: float) -> None:
+        wire.begin_step(rows=rows, extra_rows=0)
+        now[0] += seconds
+        with wire.exchanging():
+            now[0] += waiting
+        wire.end_step(committed=True)
+
+    step(10, 20.0, 0.0)  # compiles
+    step(10, 1.0, 7.0)
+    step(20, 20.0, 0.0)  # another number of rows: compiles again
+    step(10, 2.0, 7.0)
+    wire.begin_step(rows=10, extra_rows=0)
+    now[0] += 5.0
+    assert wire.pace() == Pace(steps=2, rows=20, seconds=3.0, current=5.0)
+    with wire.exchanging():
+        now[0] += 100.0
+        assert wire.pace().current == 5.0
+    wire.end_step(committed=True)
+    assert wire.pace() == Pace(steps=2, rows=20, seconds=3.0)  # counted when the next begins
+    wire.begin_step(rows=30, extra_rows=0)
+    now[0] += 50.0
+    assert wire.pace() == Pace(steps=3, rows=30, seconds=8.0)  # a first of its kind is exempt

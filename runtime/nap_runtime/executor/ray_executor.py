@@ -214,7 +214,8 @@ class RayExecutor:
         rest = [rank for rank in rest if rank not in lost]
         patience = min(self._cluster.liveness, 2.0)
         leaving = [self._members[rank].actor.leave.remote(patience) for rank in rest]
-        lost |= {rest[index] for index in unanswered(leaving, patience + 3, wanted=True)}
+        abort = 3.0 if self._setup.device == "cpu" else 10.0  # seconds that to abort a collective may take
+        lost |= {rest[index] for index in unanswered(leaving, patience + abort, wanted=True)}
         for rank in lost:
             self._kill(self._members[rank])
         self._condemned.clear()
@@ -305,15 +306,16 @@ class RayExecutor:
         away = [rank for rank, member in enumerate(self._members) if member.away and rank not in self._returning]
         if not (away or self._homeless or self._homes.unfit) or time.monotonic() < self._tended + 2.0:
             return
-        self._homes.tend()
-        copy = None
-        for rank in away:
-            bundle = self._members[rank].bundle
-            if self._homes.reserved(self._group, bundle) is not None:
-                copy = copy or self._host_copy(())
-                self._returning[rank] = self._spawn(bundle, copy=copy)
-        self._make_spares(copy)
         self._tended = time.monotonic()
+        with contextlib.suppress(NoRoomError, ray.exceptions.RayError):  # the head is away: another time
+            self._homes.tend()
+            copy = None
+            for rank in away:
+                bundle = self._members[rank].bundle
+                if self._homes.reserved(self._group, bundle) is not None:
+                    copy = copy or self._host_copy(())
+                    self._returning[rank] = self._spawn(bundle, copy=copy)
+            self._make_spares(copy)
 
     def _make_spares(self, copy: Any = None) -> None:
         """Spares in the place of those that were used or lost, where their bundles have a host."""

@@ -16,6 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from nap_runtime.errors import NoRoomError
 from nap_runtime.executor.homes import Home, Host, choose
 
 _KNOCK_SECONDS = 1.5
@@ -90,7 +91,16 @@ class Homes:
         return {**resources, "scheduling_strategy": at}
 
     def _hosts(self) -> list[Host]:
-        free = _free(self._what)
+        """All hosts that Ray knows of, dead ones too.
+
+        Raises:
+            NoRoomError: Ray's head does not answer.
+        """
+        try:
+            free, nodes = _free(self._what), ray.nodes()
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise NoRoomError(f"the head of the Ray cluster does not answer: {reason}") from error
         return [
             Host(
                 node=node["NodeID"],
@@ -100,7 +110,7 @@ class Homes:
                 total=float(node["Resources"].get(self._what, 0.0)) if node["Alive"] else 0.0,
                 free=free.get(node["NodeID"], 0.0),
             )
-            for node in ray.nodes()
+            for node in nodes
         ]
 
 
