@@ -14,9 +14,11 @@ from nap_runtime.decoding import rules
 from nap_runtime.decoding.layout import ThinkBlock
 from nap_runtime.decoding.state import CanvasState, Region
 from nap_runtime.distributed.comm import Solo
+from nap_runtime.distributed.wire import Clock, Wire
 from nap_runtime.errors import UsageError
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.models.compilations import COMPILATIONS
 from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.worker import BlockWorker, station, stepping
 from nap_runtime.worker.advance import Canvas, Choice, Slots, closing, picked, settle
@@ -187,6 +189,21 @@ def test_the_head_is_no_larger_than_what_is_open(tiny_model: Any, nap_layout: An
     assert sizes[0] == 200
     assert sizes == sorted(sizes, reverse=True)
     assert set(sizes) == {200, 192, 128, 64}
+
+
+def test_a_step_that_compiles_says_nothing_of_a_workers_pace() -> None:
+    wire = Wire(Solo(), Clock(torch.device("cpu")))
+    for step in range(6):
+        wire.begin_step(rows=8, extra_rows=0)
+        if step == 3:
+            before = COMPILATIONS.begun
+            CompileOptions(mode="default").compiled(lambda x: x + 1)(torch.ones(3))
+            assert COMPILATIONS.begun > before
+            assert wire.pace().current == 0.0
+        wire.end_step(committed=True)
+    wire.begin_step(rows=8, extra_rows=0)
+    assert wire.pace().steps == 4  # without the first, which warms up, and the fourth
+    assert wire.pace().current > 0.0
 
 
 # --- the parts against the rules and the state ---

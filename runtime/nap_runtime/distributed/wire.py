@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nap_runtime.decoding.meters import WorkerMeters
 from nap_runtime.distributed.comm import Communicator, PendingGather
+from nap_runtime.models.compilations import COMPILATIONS
 
 Mark = float | torch.cuda.Event
 
@@ -62,7 +63,7 @@ class Pace:
 
     Attributes:
         steps, rows, seconds: forwards that are over, their rows, and their seconds without exchanges. The first forward
-            over some number of rows is left out: it may compile, or warm up.
+            over some number of rows is left out, because it warms up, and so is any that something was compiled in.
         current: seconds of the forward under way, without exchanges, where the host computes it (on a GPU 0); a first
             one counts as 0.
     """
@@ -80,6 +81,7 @@ class _StepSpan:
     waits_before: int
     rows: int = 0
     first: bool = False
+    compilations: int = 0
     stop: Mark | None = None
     waits_after: int = 0
 
@@ -178,11 +180,16 @@ class Wire:
         self._keep_pace()
         first, share = rows not in self._rows_seen, extra_rows / max(rows, 1)
         self._rows_seen.add(rows)
-        self._steps.append(_StepSpan(self.clock.mark(), share, len(self._waits), rows=rows, first=first))
+        self._steps.append(
+            _StepSpan(
+                self.clock.mark(), share, len(self._waits), rows=rows, first=first, compilations=COMPILATIONS.begun
+            )
+        )
 
     def end_step(self, *, committed: bool) -> None:
         """The step is done."""
         self._steps[-1].stop, self._steps[-1].waits_after = self.clock.mark(), len(self._waits)
+        self._steps[-1].first |= self._steps[-1].compilations != COMPILATIONS.begun
         if committed and self._first_commit is None:
             self._first_commit = self._steps[-1].stop
 
@@ -204,7 +211,13 @@ class Wire:
 
     def _current(self) -> float:
         span = self._steps[-1] if self._steps else None
-        if span is None or span.first or span.stop is not None or not isinstance(span.start, float):
+        if (
+            span is None
+            or span.first
+            or span.compilations != COMPILATIONS.begun
+            or span.stop is not None
+            or not isinstance(span.start, float)
+        ):
             return 0.0
         waiting, now = self._waiting_since, time.perf_counter()
         waited = sum(Clock.seconds(*wait) for wait in self._waits[span.waits_before :])

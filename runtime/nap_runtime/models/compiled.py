@@ -24,6 +24,7 @@ from nap_runtime.job import COMPILE_MODES as COMPILE_MODES
 from nap_runtime.job import CompileMode as CompileMode
 from nap_runtime.job import check_compile
 from nap_runtime.models.attention import StoreAttention
+from nap_runtime.models.compilations import COMPILATIONS
 from nap_runtime.models.sdpa import grouped_sdpa
 from nap_runtime.models.transformer import Attend, Attention, DiffusionTransformer, Layer, gated, rotate
 
@@ -99,6 +100,7 @@ class CompileOptions:
         """A compiled twin of a function, or with mode `none` itself."""
         if self.mode == "none":
             return function
+        COMPILATIONS.watch()
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILES)
         options = _GEMM_OPTIONS[self.gemm] or None
         return torch.compile(function, dynamic=self.dynamic, options=options)
