@@ -136,7 +136,12 @@ class Coordinator:
                 yield result
 
     def _batches(
-        self, jobs: Iterable[DecodeJob], config: DecodeConfig, assignment: Assignment, batch_size: int, bucket: int
+        self,
+        jobs: Iterable[DecodeJob],
+        config: DecodeConfig,
+        assignment: Assignment,
+        batch_size: int,
+        bucket: int = BUCKET,
     ) -> Iterator[Batch | JobFailure]:
         """Group jobs by their prompt's bucket. A batch goes out when it is full, the rest at the end, oldest first.
 
