@@ -28,7 +28,7 @@ from nap_runtime.models.files import write_text_atomic
 from nap_runtime.study.pack import read_packed
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES = ("full", "twin", "mismatch", "adapted", "words-study")
+STUDIES = ("full", "twin", "mismatch", "adapted")
 BEGIN, END = "<!-- links:begin -->", "<!-- links:end -->"
 _MACHINE = ("device_name", "torch", "dtype", "commit")
 
@@ -170,7 +170,7 @@ def _what_was_run(records: Records) -> Iterator[str]:
 COMMANDS = (
     "python -m nap_trainer.train --config examples/train/nap-tiny.yaml --set run.out=TINY",
     "python -m nap_trainer.train --config examples/train/nap-tiny-cot.yaml --set run.out=TWIN",
-    "python examples/train/mismatch.py MODELS --set model.init=MINIATURE/models/nap-s0/model",
+    "python examples/train/mismatch.py MODELS",
     "nap study run examples/studies/full.yaml --out out/full --jobs 8 --set device=cuda --set model=TINY/model",
     "nap study run examples/studies/twin.yaml --out out/twin --jobs 8 --set device=cuda --set model=TWIN/model",
     "nap study run examples/studies/mismatch.yaml --out out/mismatch --jobs 8 --set device=cuda --set run=MODELS",

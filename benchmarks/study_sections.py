@@ -305,7 +305,7 @@ def others(records: Records) -> Section | None:
 def across(records: Records, seqdep: Mapping[str, Mapping[str, Any]]) -> Section | None:
     """SeqDep of the training texts, ARness and AUP of the models trained on them."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    for name in ("full", "twin", "words-study", "adapted"):
+    for name in ("full", "twin", "adapted"):
         for run in runs(records[name], "rules") if name in records else []:
             where = f"{run.row['label']}, {rule(run.row)}"
             if run.row.get("tpf"):

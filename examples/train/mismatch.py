@@ -1,6 +1,6 @@
 """Train every arm of mismatch.yaml in this process, one after another, on the same rows from the same weights.
 
-python examples/train/mismatch.py RUN --set model.init=FOLDER   leaves RUN/ARM/model; goes on where it was
+python examples/train/mismatch.py RUN   leaves RUN/ARM/model; arms that are there are not trained again
 """
 
 from __future__ import annotations

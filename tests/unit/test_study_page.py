@@ -183,7 +183,7 @@ def test_a_page_follows_its_records(tmp_path: Path) -> None:
     page = (docs / "study.md").read_text()
     assert "\nkept\n" in page
     assert "**NAP minus twin** (`parallel-forced`, 4 tokens a step): accuracy +0.250 [" in page
-    assert "**Not run, and missing here:** mismatch, adapted, words-study, scaling." in page
+    assert "**Not run, and missing here:** mismatch, adapted, scaling." in page
     assert {file.name for file in (docs / "study").iterdir()} >= {"twins-accuracy.svg", "twins-arness.svg"}
     file = results / "study" / "twin" / "runs.jsonl"
     file.write_text(file.read_text().replace('"accuracy": 0.75', '"accuracy": 0.76'))
