@@ -11,25 +11,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS, GROUPS, WORKERS, PATH, SUMMARY, EVERY = 50, 2, 3, 24, 8, 8
+COMMAND = "python benchmarks/scale.py --groups 2 --jobs-per-group 25 --workers 3 --path-tokens 24 --step-ms 0"
+JOBS, GROUPS, WORKERS, PATH, SUMMARY, EVERY = 50, 2, 3, 24, 32, 8
 
 
 @pytest.mark.timeout(280)
 def test_fifty_jobs_on_two_groups_of_scripted_workers(tmp_path: Path) -> None:
     out = tmp_path / "scale.json"
-    given = {"groups": GROUPS, "workers": WORKERS, "jobs-per-group": JOBS / GROUPS, "path-tokens": PATH}
-    given |= {"summary-tokens": SUMMARY, "step-ms": 0, "every": EVERY, "report-every": EVERY, "out": out}
-    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     paths = os.pathsep.join([str(ROOT / "runtime"), str(ROOT / "trainer")])
+    _, *words = COMMAND.split()
     subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "scale.py"), *words],
+        [sys.executable, *words, "--out", str(out)],
+        cwd=ROOT,
         env=os.environ | {"PYTHONPATH": paths},
         stdout=subprocess.DEVNULL,
         check=True,
         timeout=240,
     )
     (row,) = json.loads(out.read_text())["rows"]
-    steps = -(-(WORKERS * PATH + SUMMARY) // WORKERS)  # 27, of which 24 are the paths'
+    steps = -(-(WORKERS * PATH + SUMMARY) // WORKERS)  # 35, of which 24 are the paths'
     told = len({1, 2, *range(EVERY, steps, EVERY), steps})
     groups, batches = row["groups_sum"], row["groups_sum"]["batches"]
     assert row["ended"] == {"done": JOBS, "failed": 0}
