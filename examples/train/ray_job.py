@@ -119,6 +119,7 @@ def job(args: argparse.Namespace, rest: list[str]) -> int:
 def placed(group: Any, need: dict[str, int], count: int) -> list[Any]:
     """An actor a bundle, those of one node with neighbouring ranks."""
     nodes = placement_group_table(group)["bundles_to_node_id"]
+    print(f"{count} ranks on {len(set(nodes.values()))} hosts", flush=True)
     made = []
     for rank, bundle in enumerate(sorted(range(count), key=lambda index: (nodes[index], index))):
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)

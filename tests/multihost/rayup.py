@@ -48,7 +48,7 @@ class Site:
     first: str = ""
     times: list[tuple[str, float]] = field(default_factory=list)
 
-    def follow(self, page: str, heading: str, *, timeout: float = 280.0) -> str:
+    def follow(self, page: str, heading: str, *, timeout: float = 800.0) -> str:
         """Run the commands below a heading, one shell for all, in the checkout; what they print, without colours.
 
         What an earlier section exported is still there.
@@ -59,7 +59,7 @@ class Site:
         self.exports += [line for line in lines if line.startswith("export ")]
         return said
 
-    def shell(self, script: str, *, what: str, timeout: float = 280.0) -> str:
+    def shell(self, script: str, *, what: str, timeout: float = 800.0) -> str:
         """Run a script on the person's machine; fails with all that it printed. It may leave processes behind."""
         began = time.monotonic()
         with (self.person.tmp / "out").open("w+") as out, (self.person.tmp / "err").open("w+") as err:

@@ -29,6 +29,7 @@ PAGE = "docs/cluster/on-prem.md"
 JOBS = "examples/cluster/README.md"
 WHY_NOT = missing("rsync", "openssl")
 needs_hosts = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
+pytestmark = pytest.mark.timeout(900)  # where other work shares the processors
 QUESTION = "A shirt costs $50 and is on sale for 20% off. What is the final price?"
 
 
@@ -38,7 +39,7 @@ def here() -> Iterator[Site]:
     with site() as made:
         fresh = made.hosts[0].run("ls -A ~ | grep -v nap-env").stdout.split()
         assert set(fresh) <= {".ssh", ".pyenv", ".local", ".cache"}  # and perhaps this Python, where it is in the home
-        made.first = made.follow(PAGE, "Two commands", timeout=600)
+        made.first = made.follow(PAGE, "Two commands")
         yield made
         print("\n" + "\n".join(f"{seconds:6.1f} s  {what}" for what, seconds in made.times))
 
@@ -53,7 +54,6 @@ def test_the_file_obeys_rays_schema_and_holds_no_secret() -> None:
 
 
 @needs_hosts
-@pytest.mark.timeout(700)
 def test_two_commands_from_fresh_hosts_to_a_decoded_problem(here: Site) -> None:
     assert "3 of 3 hosts: 10.77.0.1 10.77.0.2 10.77.0.3" in here.first
     assert re.search(r"answer +40 +\(correct\)", here.first)
@@ -91,13 +91,13 @@ def test_a_file_of_questions_as_a_job_from_another_machine(here: Site) -> None:
 
 @needs_hosts
 @pytest.mark.soak
-@pytest.mark.timeout(900)
 def test_an_evaluation_a_study_and_a_training_as_jobs(here: Site) -> None:
     if not here.exports:
         here.follow(PAGE, "Jobs from your own machine")
-    out = here.follow(JOBS, "Evaluations, studies, trainings", timeout=880)
+    out = here.follow(JOBS, "Evaluations, studies, trainings")
     assert len(re.findall(r"Job 'raysubmit_\w+' succeeded", out)) == 2
     assert (here.mnt / "quick" / "runs.csv").read_text().count("\n") > 5
+    assert "2 ranks on 2 hosts" in out
     trained(here, "run")
 
 
@@ -123,7 +123,7 @@ def test_without_the_token_nothing_is_taken(here: Site) -> None:
     head = here.hosts[0].run
     refused = head("RAY_AUTH_MODE=disabled ray job submit -- touch /tmp/ran", check=False)
     assert refused.returncode
-    assert "401" in refused.stdout + refused.stderr
+    assert "Unauthenticated" in refused.stdout + refused.stderr
     assert not (here.hosts[0].tmp / "ran").exists()
 
 
@@ -142,20 +142,18 @@ def test_without_a_certificate_nobody_talks_to_ray(here: Site) -> None:
 
 
 @needs_hosts
-@pytest.mark.timeout(600)
 def test_a_training_on_two_hosts_through_ray(here: Site) -> None:
     out = here.follow(PAGE, "Training through Ray")
     assert re.search(r"Job 'raysubmit_\w+' succeeded", out)
     trained(here, "by-ray")
-    assert re.search(r"ip=10\.77\.0\.[23]", out)  # Ray's mark on lines of other hosts than the head
+    assert "2 ranks on 2 hosts" in out
 
 
 @needs_hosts
 @pytest.mark.soak
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(missing("pdsh") is not None, reason=missing("pdsh") or "")
 def test_a_training_on_two_hosts_through_the_deepspeed_launcher(here: Site) -> None:
-    out = here.follow(PAGE, "Training through the deepspeed launcher", timeout=500)
+    out = here.follow(PAGE, "Training through the deepspeed launcher")
     trained(here, "by-hostfile")
     assert {"10.77.0.1:", "10.77.0.2:"} <= set(re.findall(r"^10\.77\.0\.\d:", out, re.MULTILINE))
 
@@ -164,7 +162,7 @@ def trained(here: Site, name: str) -> None:
     """The run in /mnt/NAME has ten steps and a model."""
     folder = here.mnt / name
     lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "step"]
+    steps = [line for line in lines if line["kind"] == "train"]
     assert steps[-1]["step"] == 10
     assert (folder / "model" / "model.safetensors").stat().st_size > 100_000
 
