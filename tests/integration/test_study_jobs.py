@@ -19,7 +19,10 @@ import torch
 from nap_runtime.errors import RecordError, UsageError
 from nap_runtime.models.shapes import make_model_dir
 from nap_runtime.models.tokenizer import build_word_tokenizer
+from nap_runtime.study import jobs
 from nap_runtime.study.pack import read_packed
+from nap_runtime.study.run import plan
+from nap_runtime.study.spec import read_study
 from nap_trainer.words import vocabulary
 
 STUDY = """
@@ -128,6 +131,26 @@ def test_an_interrupt_ends_all_and_is_taken_up(file: Path, many: Path, tmp_path:
     assert running.returncode == 130, error
     assert "Traceback" not in error
     assert not any(Path(f"/proc/{pid}").exists() for pid in pool)
+
+
+def test_no_memory_is_one_run_that_failed(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """Another process of the study may have the memory: the run is tried again the next time, the others go on."""
+    run = plan(read_study(file))[0]
+
+    class Full:
+        closed = False
+
+        def of(self, run: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+        def close(self) -> None:
+            self.closed = True
+
+    full = Full()
+    for name, value in {"runs": {run.id: run}, "workers": full}.items():
+        monkeypatch.setattr(jobs._Here, name, value, raising=False)
+    assert jobs._one(run.id) == (None, "out of GPU memory: lower --jobs or batch_size", False)
+    assert full.closed
 
 
 def test_real_workers_are_not_timed_beside_each_other(nap: Nap, file: Path, tmp_path: Path) -> None:

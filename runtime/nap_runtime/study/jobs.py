@@ -134,3 +134,8 @@ def _one(run_id: str) -> Done:
     except NapError as error:
         _Here.workers.close()
         return None, str(error), isinstance(error, UsageError)
+    except RuntimeError as error:  # torch's: also OutOfMemoryError, which other processes of the study may cause
+        if "out of memory" not in str(error):
+            raise
+        _Here.workers.close()
+        return None, "out of GPU memory: lower --jobs or batch_size", False
