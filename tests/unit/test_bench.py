@@ -102,6 +102,22 @@ def test_figures_are_of_one_another(result: dict[str, Any]) -> None:
     json.dumps(result, allow_nan=False)
 
 
+def test_a_case_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of\n memory")
+
+    monkeypatch.setattr("nap_runtime.bench.peers.llada", broken)
+    saved: list[dict[str, Any]] = []
+    spec = BenchSpec(**{**TOY, "repeats": 2}, methods=("ours", "llada"), sync=("exact",), batch_size=(1, 2))
+    found = run_bench(spec, command="-", save=saved.append)
+    assert found["failed"] == [{"case": "LLaDA generate", "error": "RuntimeError: out of memory"}]
+    assert [row["case"] for row in found["rows"]] == ["whole canvas", "whole canvas, batch 2", "plain whole canvas"]
+    first, last = saved
+    assert of(first, "whole canvas, batch 2")["ids"] is None  # not yet
+    assert of(last, "whole canvas, batch 2")["ids"]["agrees"]
+    assert len(of(first, "whole canvas")["ms_per_step_all"]) == 1
+
+
 def test_a_floor_by_hand() -> None:
     config, rates = shape_config("llada-tiny"), Rates(flops=1e6, bandwidth=1e6, source="by hand")
     d, f = config.d_model, config.d_ff

@@ -39,6 +39,8 @@ def print_report(result: Mapping[str, Any], *, width: int | None = None) -> None
         table.add_row(*cells(row))
     console = Console(width=width, soft_wrap=False)
     console.print(table)
+    for failed in result["failed"]:
+        console.print(f"{failed['case']}: {failed['error']}", highlight=False, markup=False, style="red")
     console.print(notes(result), highlight=False, markup=False, style="dim")
 
 

@@ -98,12 +98,9 @@ def _run(args: argparse.Namespace) -> int:
     from nap_runtime.bench import history, report
     from nap_runtime.bench.run import run_bench
 
-    result = run_bench(_spec(args), command=_command(args), progress=_progress())
-    if "out" in args:
-        from nap_runtime.models.files import write_text_atomic
-
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(args.out, json.dumps(result, indent=1) + "\n")
+    save = _saver(getattr(args, "out", None))
+    result = run_bench(_spec(args), command=_command(args), progress=_progress(), save=save)
+    save(result)
     if "record" in args:
         print(f"recorded in {history.record(result, args.record)}", file=sys.stderr)
     if "plot" in args:
@@ -112,7 +109,17 @@ def _run(args: argparse.Namespace) -> int:
         print(output.dumps(result))
     else:
         report.print_report(result, width=None if sys.stdout.isatty() else 160)
-    return FAILURE if _contradicts(result) else 0
+    return FAILURE if _contradicts(result) or result["failed"] else 0
+
+
+def _saver(file: Path | None) -> Callable[[dict[str, Any]], None]:
+    """Writes the file anew, also while the benchmark goes on: what is stopped is not lost."""
+    if file is None:
+        return lambda _: None
+    from nap_runtime.models.files import write_text_atomic
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return lambda result: write_text_atomic(file, json.dumps(result, indent=1) + "\n")
 
 
 def _contradicts(result: dict[str, Any]) -> bool:
@@ -194,4 +201,5 @@ def _number(value: float | None) -> str:
 
 
 def _where(entry: dict[str, Any]) -> str:
-    return f"{entry['when']}, commit {entry['commit']}, torch {entry['torch']}, {entry['device_name']}, load {entry['load']:.1f}"
+    made = f"{entry['when']}, commit {entry['commit']}, torch {entry['torch']}"
+    return f"{made}, {entry['device_name']}, load {entry['load']:.1f}"
