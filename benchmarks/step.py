@@ -12,7 +12,8 @@ larger of 2 · weights · rows / 790 TFLOP/s (embedding left out) and bytes of a
 
 A variant is `llada` (its published loop, restated in `llada_loop.py`), `eager`, `compiled`, `graph` or `graphN` (N
 steps in a graph), with options behind colons: `flash`, `cudnn` (attention kernel), `tuned`, `tma` (matrix products),
-`static` (each number of rows compiled by itself), `dynamic`, `lt` (cuBLASLt), `pieces` (1,024 rows and the rest apart).
+`static` (each number of rows compiled by itself), `dynamic`, `lt` (cuBLASLt), `pieces` (1,024 rows and the rest apart),
+`plain` (nothing is compiled).
 All start from the same canvas; `ids` compares what was committed with the first variant's of the same rows.
 `TORCHINDUCTOR_CACHE_DIR` keeps compiled code.
 """
@@ -140,6 +141,7 @@ def parse_variant(text: str) -> Variant:
         "dynamic": {"dynamic": True},
         "lt": {},
         "pieces": {"pieces": 1024},
+        "plain": {"regions": False},
     }
     for flag in flags:
         options |= known[flag]

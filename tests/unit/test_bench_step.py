@@ -88,9 +88,9 @@ def test_a_difference_is_told_with_its_size(bench: Any) -> None:
 
 
 def test_variants_are_read(bench: Any) -> None:
-    options = bench.parse_variant("graph8:cudnn:tma:static").options
+    options = bench.parse_variant("graph8:cudnn:tma:static:plain").options
     assert (options.mode, options.unroll, options.attention, options.gemm) == ("graph", 8, "cudnn", "tuned-tma")
-    assert options.dynamic is False
+    assert (options.dynamic, options.regions) == (False, False)
     assert bench.parse_variant("llada").options is None
     assert bench.parse_variant("compiled:lt").library == "cublaslt"
     with pytest.raises(KeyError):

@@ -62,6 +62,7 @@ class CompileOptions:
         attention: which kernel is preferred where there is no mask.
         dynamic: None: regions are compiled for the first number of rows and, from the second on, for any. True: for
             any at once. False: for each by itself.
+        regions: whether regions are compiled at all; not, it is a graph of every operation by itself.
         unroll: steps in one graph, of mode `graph`.
         pieces: rows of one product into the residual stream; what is more goes apart (0: all rows in one product). A
             product of 1,152 rows and 4,096 outputs is 144 tiles of 128 x 256, two rounds on 132 multiprocessors where
@@ -75,6 +76,7 @@ class CompileOptions:
     gemm: Gemm = "library"
     attention: AttentionKernel = "auto"
     dynamic: bool | None = None
+    regions: bool = True
     unroll: int = 1
     pieces: int = 0
 
@@ -97,8 +99,8 @@ class CompileOptions:
         check_compile(self.mode, device=device.type, simulated=simulated)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A compiled twin of a function, or with mode `none` itself."""
-        if self.mode == "none":
+        """A compiled twin of a function, or itself where nothing is compiled."""
+        if self.mode == "none" or not self.regions:
             return function
         COMPILATIONS.watch()
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILES)
