@@ -45,6 +45,10 @@ format: setup ## Format, and mend what ruff can mend
 stubs: setup ## Generate the gRPC stubs from proto/
 	$(BIN)/python scripts/stubs.py
 
+docs: setup ## Build the documentation as a site in build/site; a broken link is an error
+	$(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
+
 bench: setup ## Decodes and their peers on this machine (ARGS="--shape llada-8b --device cuda" on a GPU)
 	$(BIN)/nap bench $(ARGS)
 

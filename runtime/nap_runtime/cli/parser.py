@@ -58,7 +58,9 @@ class Parser(argparse.ArgumentParser):
     def command(self, name: str, about: str, run: Run | None = None) -> Parser:
         """Add a command; without `run`, a group of commands."""
         first = about.strip().splitlines()[0]
-        made: Parser = self._commands.add_parser(name, prog=f"{self.prog} {name}", about=about, help=first)
+        made: Parser = self._commands.add_parser(
+            name, prog=f"{self.prog} {name}", about=about, help=first.replace("%", "%%")
+        )
         if run is None:
             made.group_of_commands()
         else:
