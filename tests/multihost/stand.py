@@ -21,11 +21,11 @@ from hosts import Cluster, Host, HostProcess
 CHECKOUT = Path(__file__).parents[2]
 BIN = Path(sys.prefix) / "bin"
 PORT = 6379
-# Ray notices a host that is gone after three questions of half a second; by default it takes a minute.
+# Ray notices a host that is gone after three questions of two seconds; by default it takes a minute.
 QUICK = {
-    "RAY_health_check_initial_delay_ms": "500",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "500",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
 ENVIRONMENT = {
@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
+    "RES_OPTIONS": "attempts:1 timeout:1",  # no name server answers here, and torch asks one for the names of its peers
     "PYTHONPATH": os.pathsep.join(str(CHECKOUT / part) for part in ("runtime", "trainer")),
 }
 _AGAIN = "while :; do {command} >> /tmp/ray.out 2>&1; sleep 1; done"

@@ -232,7 +232,7 @@ def test_a_joining_host_is_used_for_waiting_jobs(undisturbed: Any) -> None:
     """Two groups of two workers on three hosts of one processor each: one group waits for a fourth."""
     story = Story()
     with hosts(4) as cluster:
-        stand = Stand(cluster, without=1)
+        stand = Stand(cluster, quick=False, without=1)
         log = stand.serve("--model", "/mnt/model", "--workers", "2", "--groups", "2", "--batch", "2")
         waits = log.wait(lambda line: line.get("event") == "group.start_failed", 120)
         story.say(f"ready with one group; the other: {waits['reason']}")
