@@ -278,7 +278,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=40)
     parser.add_argument("--tokens-per-step", type=int, default=4, help="of a path")
     parser.add_argument("--rounds", type=int, default=9, help="at most")
-    parser.add_argument("--minutes", type=float, default=5.0, help="no round begins after so long")
+    parser.add_argument("--minutes", type=float, default=4.5, help="no round begins after so long")
     parser.add_argument("--share", type=float, default=3.0, help="seconds after which a cell is measured no more")
     parser.add_argument("--read", type=Path, help="make tables from a file of --out instead of measuring")
     parser.add_argument("--out", type=Path, help="JSON file")
