@@ -22,8 +22,8 @@ def draw(records: Records, scaling: Sequence[Path], folder: Path) -> None:
         _every(found, "accuracy", folder / "every-accuracy.svg")
         _every(found, "path_agree", folder / "every-agreement.svg")
     if {"full", "twin"} <= set(records):
-        for measure in ("accuracy", "arness"):
-            _twins(records, measure, folder / f"twins-{measure}.svg")
+        for measure in ("accuracy", "arness_corrected"):
+            _twins(records, measure, folder / f"twins-{measure.partition('_')[0]}.svg")
     if scaling:
         _overhead(scaling[0], folder / "overhead.svg")
 
@@ -43,12 +43,14 @@ def _twins(records: Records, measure: str, file: Path) -> None:
             found = [run for run in runs(records[study], "rules") if rule(run.row) == wanted]
             if found:
                 series.append(_series(f"{name}, {wanted}", found, lambda run: per_step(run.row), measure))
-    title = {"accuracy": "accuracy", "arness": "ARness@1 within a path"}[measure]
+    title = {"accuracy": "accuracy", "arness_corrected": "ARness@1 within a path, chance-corrected"}[measure]
     save(curves(series, x="tokens a step", y=title, log_x=True), file)
 
 
 def _series(name: str, found: Iterable[Run], x: Callable[[Run], float], measure: str) -> Series:
     found = list(found)
+    if measure == "arness_corrected":  # across canvases; kept as a mean alone
+        return Series(name=name, x=[x(run) for run in found], y=[run.row[measure] for run in found])
     values = [estimate(run, measure) for run in found]
     return Series(
         name=name,

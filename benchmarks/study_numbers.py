@@ -131,10 +131,10 @@ def signed(found: Interval) -> str:
 
 
 def moves(found: Interval, up: str = "rises", down: str = "falls") -> str:
-    """A difference in words; one whose interval holds 0 is called none."""
+    """A difference in words. One whose interval holds 0 may be there all the same: it cannot be told from 0."""
     if np.isnan(found.value):
         return "is undefined"
-    word = {1: up, -1: down, 0: "does not measurably change"}[found.sign]
+    word = {1: up, -1: down, 0: "cannot be told from unchanged"}[found.sign]
     return f"{word} ({signed(found)})"
 
 

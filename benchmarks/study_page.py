@@ -40,10 +40,15 @@ _HEAD = """\
 How often must the devices talk, what does it cost, and what does it do to the order of decoding and to the answer?
 Every sentence with a number below is made from the records in `benchmarks/results/`. Intervals are 95%: Wilson's for
 accuracies in tables, bootstraps over problems for all else; differences are paired by problem. There are many of them
-and no adjustment for that: about one in twenty would leave out 0 where nothing is there. A difference whose interval
-holds 0 is called none.
+and no adjustment for that: about one in twenty would leave out 0 where nothing is there. Where an interval holds 0, the
+difference cannot be told from none, which does not say that there is none.
 
-ARness is global ARness@1, set-based, content slots, mean of the paths ([metrics.md](metrics.md)). That paths agree does
+ARness is global ARness@1, set-based, content slots, mean of the paths ([metrics.md](metrics.md)). What is compared was
+changed once after results were seen: the first draft took K's two ends alone, which hid that what lies between them is
+lower, and compared raw ARness across canvases on which chance scores differently. Every K is shown now, and across
+canvases the chance-corrected value.
+
+That paths agree does
 not show that they copy: [controls.md](controls.md) has the probes that could show it.
 """
 _LIMITS = """\
@@ -159,10 +164,10 @@ def _what_was_run(records: Records) -> Iterator[str]:
         decodes = sum(row["n"] for row in packed.rows)
         machine = [", ".join(sorted({str(row.get(key)) for row in packed.rows}))[:60] for key in _MACHINE]
         rows.append([name, ", ".join(sorted(problems)), str(len(packed.rows)), f"{decodes:,}", *machine])
-    yield from table(("study", "problems", "runs", "decodes", "device", "torch", "dtype", "commit"), rows)
+    yield from table(("study", "problems", "runs", "decodes", "device", "torch", "dtype", "commit or version"), rows)
     yield from (
         "",
-        "Commands (every one goes on where it was when it is run again; times of runs made at once are not used):",
+        "Commands (each goes on where it was when it is run again; seconds of runs made at once are not used):",
     )
     yield from ("", *(f"    {line}" for line in COMMANDS))
 
@@ -170,7 +175,7 @@ def _what_was_run(records: Records) -> Iterator[str]:
 COMMANDS = (
     "python -m nap_trainer.train --config examples/train/nap-tiny.yaml --set run.out=TINY",
     "python -m nap_trainer.train --config examples/train/nap-tiny-cot.yaml --set run.out=TWIN",
-    "python examples/train/mismatch.py MODELS",
+    "python examples/train/mismatch.py MODELS --set model.init=MINIATURE/models/nap-s0/model",
     "nap study run examples/studies/full.yaml --out out/full --jobs 8 --set device=cuda --set model=TINY/model",
     "nap study run examples/studies/twin.yaml --out out/twin --jobs 8 --set device=cuda --set model=TWIN/model",
     "nap study run examples/studies/mismatch.yaml --out out/mismatch --jobs 8 --set device=cuda --set run=MODELS",

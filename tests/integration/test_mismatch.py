@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from nap_runtime.models.shapes import make_model_dir
-from nap_runtime.models.tokenizer import build_word_tokenizer
 from nap_trainer.settings import TrainConfig
-from nap_trainer.words import vocabulary
+from nap_trainer.words_study import study_tokenizer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "train"
 SMALL = {
@@ -36,15 +35,15 @@ def mismatch() -> ModuleType:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start") / "model"
     folder.mkdir()
-    size = -(-len(build_word_tokenizer(vocabulary(), folder)) // 8) * 8
+    size = -(-len(study_tokenizer(folder)) // 8) * 8
     shape = {"n_layers": 1, "d_model": 32, "n_heads": 2, "n_kv_heads": 2, "head_dim": 16, "d_ff": 32}
     make_model_dir("nap-tiny", folder, seed=1, dtype=torch.float32, vocab_size=size, **shape)
-    build_word_tokenizer(vocabulary(), folder)
+    study_tokenizer(folder)
     return folder
 
 
 def test_arms_differ_in_their_objective_alone(mismatch: ModuleType, tmp_path: Path) -> None:
-    arms = mismatch.arm_settings(EXAMPLES / "mismatch.yaml", tmp_path, [])
+    arms = mismatch.arm_settings(EXAMPLES / "mismatch.yaml", tmp_path, ["model.init=x"])
     assert list(arms) == ["shared-t", "per-path-t", "stale", "hub", "isolated"]
     plain = arms["shared-t"].to_mapping()
     for name, settings in arms.items():
@@ -65,7 +64,7 @@ def test_a_run_goes_on_where_it_was(
     assert "stale: there already" in capsys.readouterr().out
     for name in ("stale", "hub"):
         defaults = json.loads((tmp_path / name / "model" / "decode.json").read_text())
-        assert (defaults["paths"], defaults["path_tokens"], defaults["summary_tokens"]) == (3, 40, 12)
+        assert (defaults["paths"], defaults["path_tokens"], defaults["summary_tokens"]) == (3, 40, 8)
     assert mismatch.main([*words, "--only", "none"]) == 2
     assert "only: unknown arm 'none'" in capsys.readouterr().err
 

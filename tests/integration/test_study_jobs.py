@@ -172,6 +172,7 @@ def test_records_in_small(nap: Nap, many: Path, tmp_path: Path) -> None:
         assert arrays["paths"].shape == (3, row["paths"])
         scores = [one["measures"]["arness"] for one in kept]
         assert np.allclose(arrays["arness"], [np.nan if s is None else s for s in scores], equal_nan=True)
+        assert np.nanmean(arrays["corrected"]) == pytest.approx(row["arness_corrected"], abs=1e-6)
         assert arrays["correct"].mean() == pytest.approx(row["accuracy"])
     with pytest.raises(UsageError, match="no sweep 'none'"):
         packed.of("none")

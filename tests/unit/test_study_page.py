@@ -76,7 +76,7 @@ def test_measures_of_paths() -> None:
     [
         (numbers.Interval(0.1, 0.02, 0.2), "rises (+0.100 [0.020, 0.200])"),
         (numbers.Interval(-0.1, -0.2, -0.02), "falls (−0.100 [−0.200, −0.020])"),
-        (numbers.Interval(0.1, -0.02, 0.2), "does not measurably change (+0.100 [−0.020, 0.200])"),
+        (numbers.Interval(0.1, -0.02, 0.2), "cannot be told from unchanged (+0.100 [−0.020, 0.200])"),
         (numbers.Interval(float("nan"), float("nan"), float("nan")), "is undefined"),
     ],
 )

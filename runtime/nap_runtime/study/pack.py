@@ -4,7 +4,7 @@ FOLDER/study.json     what was asked for, as in the study's folder
 FOLDER/runs.jsonl     a row a run; columns that are null are left out
 FOLDER/problems.npz   of each run, problem by problem (shapes: n problems, m paths):
     ID.correct   int8 [n]: 1 right, 0 wrong, −1 not decoded
-    ID.arness    float32 [n], NaN where undefined
+    ID.arness    float32 [n], NaN where undefined; `ID.corrected` the same, chance-corrected (not in older records)
     ID.paths     int8 [n, m]: 1 right, 0 wrong, −1 no answer
     ID.same      int8 [n]: pairs of paths, both with an answer, that say the same, of `ID.pairs` int8 [n]
 """
@@ -73,7 +73,6 @@ def _arrays(results: Results, run: str) -> dict[str, Array]:
     file = results.folder / "problems" / f"{run}.jsonl"
     with RowFile(file, key="index", run=run) as kept:
         rows = [kept.rows[index] for index in sorted(kept.rows)]
-    arness = [row.get("measures", {}).get("arness") for row in rows]
     answers = [list(row.get("path_answers") or []) for row in rows]
     right = [
         row.get("paths_right") or [same_answer(a, row["gold"]) for a in said]
@@ -83,11 +82,17 @@ def _arrays(results: Results, run: str) -> dict[str, Array]:
     counts = [_pairs(said, str(row.get("kind", ""))) for said, row in zip(answers, rows, strict=True)]
     return {
         "correct": np.array([-1 if "error" in row else int(row["correct"]) for row in rows], dtype=np.int8),
-        "arness": np.array([np.nan if value is None else value for value in arness], dtype=np.float32),
+        "arness": _measure(rows, "arness"),
+        "corrected": _measure(rows, "arness_corrected"),
         "paths": np.array([_known(a, r, width) for a, r in zip(answers, right, strict=True)], dtype=np.int8),
         "same": np.array([same for same, _ in counts], dtype=np.int8),
         "pairs": np.array([pairs for _, pairs in counts], dtype=np.int8),
     }
+
+
+def _measure(rows: Sequence[Mapping[str, Any]], name: str) -> Array:
+    values = [row.get("measures", {}).get(name) for row in rows]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float32)
 
 
 def _known(answers: Sequence[str | None], right: Sequence[bool], width: int) -> list[int]:
@@ -111,8 +116,15 @@ def read_packed(folder: Path) -> Packed:
         study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
         with np.load(folder / "problems.npz", allow_pickle=False) as arrays:
-            problems = {row["run_id"]: {name: arrays[f"{row['run_id']}.{name}"] for name in ARRAYS} for row in rows}
+            problems = {row["run_id"]: _of_run(arrays, row["run_id"]) for row in rows}
         order = list(dict.fromkeys(run for sweep in study["sweeps"] for run in sweep["runs"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{folder}: no packed study ({error})") from None
     return Packed(study=study, rows=sorted(rows, key=lambda row: order.index(row["run_id"])), problems=problems)
+
+
+def _of_run(arrays: Mapping[str, Array], run: str) -> dict[str, Array]:
+    """A run's arrays; KeyError where one that every record has is missing."""
+    found = {name: arrays[f"{run}.{name}"] for name in ARRAYS}
+    more = f"{run}.corrected"
+    return found | ({"corrected": arrays[more]} if more in arrays else {})
