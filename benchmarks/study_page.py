@@ -56,8 +56,9 @@ _LIMITS = """\
 
 - Models of a few million weights on generated word problems, and one adapted model of 135 million: what holds here
   need not hold at 8 billion. One training of each model, one seed of problems.
-- nap-tiny's summary is right on most problems with every path masked ([nap-tiny.md](nap-tiny.md)), so its accuracy says
-  little about what its paths, or the talk between them, are worth. Look at single paths and their agreement instead.
+- Before it was trained on, nap-tiny's summary was right on most problems with every path masked
+  ([nap-tiny.md](nap-tiny.md)), and these weights were not probed. Its accuracy says little about what its paths, or the
+  talk between them, are worth: look at single paths and their agreement.
 - Paths here run on simulated workers: ids, orders and bytes are those of real ones; seconds come from benchmarks of
   real workers alone.
 """
@@ -176,9 +177,9 @@ COMMANDS = (
     "python -m nap_trainer.train --config examples/train/nap-tiny.yaml --set run.out=TINY",
     "python -m nap_trainer.train --config examples/train/nap-tiny-cot.yaml --set run.out=TWIN",
     "python examples/train/mismatch.py MODELS --set model.init=MINIATURE/models/nap-s0/model",
-    "nap study run examples/studies/full.yaml --out out/full --jobs 8 --set device=cuda --set model=TINY/model",
-    "nap study run examples/studies/twin.yaml --out out/twin --jobs 8 --set device=cuda --set model=TWIN/model",
-    "nap study run examples/studies/mismatch.yaml --out out/mismatch --jobs 8 --set device=cuda --set run=MODELS",
+    "nap study run examples/studies/full.yaml --out out/full --jobs 5 --set device=cuda --set model=TINY/model",
+    "nap study run examples/studies/twin.yaml --out out/twin --jobs 5 --set device=cuda --set model=TWIN/model",
+    "nap study run examples/studies/mismatch.yaml --out out/mismatch --jobs 5 --set device=cuda --set run=MODELS",
     "nap study run examples/studies/adapted.yaml --out out/adapted --set device=cuda --set model=M --set gsm8k=F.jsonl",
     "nap study pack out/NAME --out benchmarks/results/study/NAME",
     "python benchmarks/sync_scaling.py --out benchmarks/results/scaling.json",

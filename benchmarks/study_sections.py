@@ -18,6 +18,7 @@ from nap_runtime.study.pack import Packed
 NAMES = {"accuracy": "accuracy", "path_accuracy": "accuracy of single paths", "arness": "ARness",
          "path_agree": "agreement between paths"}  # fmt: skip
 HEADS = {"accuracy": "accuracy", "one path": "path_accuracy", "ARness": "arness", "paths agree": "path_agree"}
+RULED = ("full", "twin", "adapted")  # studies with a sweep of rules by tokens a step
 CHANCE = {"by chance": "arness_random", "corrected": "arness_corrected"}
 Records = Mapping[str, Packed]
 Key = Callable[[Row], str]
@@ -318,7 +319,7 @@ def others(records: Records) -> Section | None:
 def across(records: Records, seqdep: Mapping[str, Mapping[str, Any]]) -> Section | None:
     """SeqDep of the training texts, ARness and AUP of the models trained on them."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    for name in ("full", "twin", "adapted"):
+    for name in RULED:
         for run in runs(records[name], "rules") if name in records else []:
             where = f"{run.row['label']}, {rule(run.row)}"
             if run.row.get("tpf"):
@@ -370,9 +371,10 @@ def _aup_lines(records: Records, curves: Mapping[str, list[tuple[float, float]]]
 
 
 def _arness(records: Records, name: str) -> float | None:
-    for packed in records.values():
-        for row in packed.rows:
-            if per_step(row) == 1 and f"{row['label']}, {rule(row)}" == name and row["workers"] == 1:
-                value = row.get("arness_corrected")
+    """Of the rules' sweeps alone: others have runs of the same name on other canvases."""
+    for study in RULED:
+        for run in at(runs(records[study], "rules"), 1) if study in records else []:
+            if f"{run.row['label']}, {rule(run.row)}" == name:
+                value = run.row.get("arness_corrected")
                 return None if value is None else float(value)
     return None

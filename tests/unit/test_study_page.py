@@ -156,11 +156,17 @@ def twin_rows(label: str, paths: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def write_packed(folder: Path, name: str, rows: list[dict[str, Any]], right: int) -> None:
+def write_packed(
+    folder: Path, name: str, rows: list[dict[str, Any]], right: int, outside: list[dict[str, Any]] | None = None
+) -> None:
+    """A packed study whose `rules` are the rows; those `outside` belong to its sweep `paths`, and come first."""
     folder.mkdir(parents=True)
+    outside = outside or []
     sweep = {"name": "rules", "runs": [row["run_id"] for row in rows]}
-    empty = [{"name": one, "runs": []} for one in ("every", "modes", "paths", "topology", "temperature", "warmup")]
-    (folder / "study.json").write_text(json.dumps({"name": name, "sweeps": [sweep, *empty]}))
+    empty = [{"name": one, "runs": []} for one in ("every", "modes", "topology", "temperature", "warmup")]
+    empty.insert(0, {"name": "paths", "runs": [row["run_id"] for row in outside]})
+    rows = [*outside, *rows]
+    (folder / "study.json").write_text(json.dumps({"name": name, "sweeps": [*empty, sweep]}))
     (folder / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arrays = {}
     for row in rows:
@@ -174,7 +180,9 @@ def test_a_page_follows_its_records(tmp_path: Path) -> None:
     results, docs = tmp_path / "results", tmp_path / "docs"
     docs.mkdir()
     (docs / "study.md").write_text("<!-- links:begin -->\nkept\n<!-- links:end -->\n")
-    write_packed(results / "study" / "full", "full", twin_rows("nap-tiny", 3), right=30)
+    other = {"run_id": "other", "paths": 1, "arness_corrected": 0.9}
+    rows = twin_rows("nap-tiny", 3)
+    write_packed(results / "study" / "full", "full", rows, right=30, outside=[rows[0] | other])
     write_packed(results / "study" / "twin", "twin", twin_rows("nap-tiny-cot", 1), right=20)
     where = ["--results", str(results), "--docs", str(docs)]
     assert study_page.main([*where, "--check"]) == 1
@@ -185,6 +193,7 @@ def test_a_page_follows_its_records(tmp_path: Path) -> None:
     assert "**NAP minus twin** (`parallel-forced`, 4 tokens a step): accuracy +0.250 [" in page
     assert "**Not run, and missing here:** mismatch, adapted, scaling." in page
     assert {file.name for file in (docs / "study").iterdir()} >= {"twins-accuracy.svg", "twins-arness.svg"}
+    assert "| nap-tiny, parallel-forced | 0.100 |" in page  # not that of the run on another canvas, 0.900
     file = results / "study" / "twin" / "runs.jsonl"
     file.write_text(file.read_text().replace('"accuracy": 0.75', '"accuracy": 0.76'))
     assert study_page.main([*where, "--check"]) == 1
