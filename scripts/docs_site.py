@@ -201,7 +201,7 @@ def grpc() -> str:
     ]
     lines += [re.sub(r"^// ?", "", line) for line in (about[0] if about else "").splitlines()]
     for match in re.finditer(
-        r"((?:^//(?!-).*\n)*)^(service|message|enum) (\w+) \{\n(?:.*\n)*?^\}\n", text, re.MULTILINE
+        r"((?:^//(?!-).*\n)*)^(service|message|enum) (\w+) (?:\{\}|\{\n(?:.*\n)*?^\})\n", text, re.MULTILINE
     ):
         lines += ["", f"## {match[3]}", "", "```protobuf", match[0].rstrip(), "```"]
     return "\n".join(lines) + "\n"
