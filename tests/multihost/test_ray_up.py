@@ -75,6 +75,7 @@ def test_one_path_on_each_host_gives_the_ids_of_one_device(here: Site) -> None:
 
 
 @needs_hosts
+@pytest.mark.soak
 def test_a_decode_as_a_job(here: Site) -> None:
     out = here.follow(PAGE, "Jobs")
     assert re.search(r"Job 'raysubmit_\w+' succeeded", out)
@@ -83,6 +84,7 @@ def test_a_decode_as_a_job(here: Site) -> None:
 
 
 @needs_hosts
+@pytest.mark.soak
 def test_a_file_of_questions_as_a_job_from_another_machine(here: Site) -> None:
     out = here.follow(PAGE, "Jobs from your own machine")
     assert re.search(r"Job 'raysubmit_\w+' succeeded", out)
@@ -127,21 +129,34 @@ def test_without_the_token_nothing_is_taken(here: Site) -> None:
     assert not (here.hosts[0].tmp / "ran").exists()
 
 
+# Begins to talk HTTP/2 to the head's GCS, with or without this host's certificate; prints how much comes back.
+GREET = """
+import pathlib, socket, ssl, sys
+secrets = pathlib.Path.home() / ".ray"
+context = ssl.create_default_context(cafile=secrets / "ca.crt")
+context.set_alpn_protocols(["h2"])
+if sys.argv[1] == "certificate":
+    context.load_cert_chain(secrets / "tls.crt", secrets / "tls.key")
+plain = socket.create_connection(("10.77.0.1", 6379), 5)
+with context.wrap_socket(plain, server_hostname="10.77.0.1") as tls:
+    try:
+        print(len(tls.recv(1000)))
+    except ssl.SSLError:
+        print(0)
+"""
+
+
 @needs_hosts
 def test_without_a_certificate_nobody_talks_to_ray(here: Site) -> None:
-    script = (
-        "import socket, ssl\n"
-        "context = ssl.create_default_context(cafile='/root/.ray/ca.crt')\n"
-        "plain = socket.create_connection(('10.77.0.1', 6379), 5)\n"
-        "with context.wrap_socket(plain, server_hostname='10.77.0.1') as s:\n"
-        "    s.sendall(b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n')\n"
-        "    print('answer:', s.recv(100))\n"
-    )
-    tried = here.hosts[1].run(["python3", "-c", script], check=False)
-    assert "certificate required" in tried.stderr, tried
+    answers_to = {
+        who: int(here.hosts[1].run(["python3", "-c", GREET, who]).stdout) for who in ("certificate", "nobody")
+    }
+    assert answers_to["certificate"] > 0
+    assert answers_to["nobody"] == 0
 
 
 @needs_hosts
+@pytest.mark.soak
 def test_a_training_on_two_hosts_through_ray(here: Site) -> None:
     out = here.follow(PAGE, "Training through Ray")
     assert re.search(r"Job 'raysubmit_\w+' succeeded", out)
@@ -170,7 +185,7 @@ def trained(here: Site, name: str) -> None:
 @needs_hosts
 def test_a_server_on_the_head_and_a_job_from_another_machine(here: Site) -> None:
     out = here.follow(PAGE, "Serving")
-    assert re.search(r"answer +40", out)
+    assert out.split()[-1] == "40"
     with pytest.raises(AssertionError, match="token"):
         here.shell(
             "nap submit --server 10.77.0.1:50051 --ca ~/nap-ca.crt --patience 1 --wait 'A question'", what="no token"
