@@ -63,6 +63,15 @@ def obey() -> None:
         print("done", flush=True)
 
 
+def wait_for_sshd() -> None:
+    """Until it listens; ten seconds at most."""
+    for _ in range(1000):
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", 22), timeout=1).close()
+            return
+        time.sleep(0.01)
+
+
 def main() -> None:
     """Start the host."""
     spec = json.loads(sys.argv[1])
@@ -74,6 +83,7 @@ def main() -> None:
     Path("/run/sshd").mkdir(mode=0o755)
     Path("/run/lock").mkdir(mode=0o1777)
     subprocess.Popen(spec["sshd"], stdin=subprocess.DEVNULL)
+    wait_for_sshd()
     threading.Thread(target=collect_orphans, daemon=True).start()
     print("ready", flush=True)
     obey()
