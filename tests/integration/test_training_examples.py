@@ -41,7 +41,8 @@ TINY = {
 def trainings() -> list[Path]:
     """Files in `examples/train` that describe a training of this trainer; studies of several have other sections."""
     files = sorted(EXAMPLES.glob("*.yaml"))
-    return [file for file in files if {"model", "data", "schedule", "run"} <= set(yaml.safe_load(file.read_text()))]
+    sections = {file: set(yaml.safe_load(file.read_text())) for file in files}
+    return [f for f in files if {"model", "data", "schedule", "run"} <= sections[f] and "arms" not in sections[f]]
 
 
 def options(changes: dict[str, Any]) -> list[str]:

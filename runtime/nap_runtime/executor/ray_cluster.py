@@ -88,11 +88,23 @@ def connect(cluster: ClusterOptions) -> bool:
             _knock(address)
             ray.init(address=address, **quiet)
         else:
-            # "local": without it Ray joins whatever `ray start` has left running on this machine.
-            ray.init(address="local", include_dashboard=False, namespace="nap", **quiet)
+            _start(quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"ray: no cluster could be reached or started: {error}", field="address") from error
     return True
+
+
+def _start(quiet: dict[str, Any]) -> None:
+    """Start a cluster of this process's own. Ray gives its node 30 s, which a busy machine may not keep: two tries."""
+    for last in (False, True):
+        try:
+            # "local": without it Ray joins whatever `ray start` has left running on this machine.
+            ray.init(address="local", include_dashboard=False, namespace="nap", **quiet)
+            return
+        except Exception as error:  # a bare one where the node was not up in time
+            ray.shutdown()
+            if last or "timed out during startup" not in str(error):
+                raise RuntimeError(error) from error
 
 
 def _knock(address: str) -> None:
