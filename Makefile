@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 
 demo: setup ## Decode one word problem on three workers
 	$(BIN)/nap decode 'A shirt costs $$50 and is on sale for 20% off. What is the final price?' \
-	  --workers 3 --steps 33 --sync kv --every 4
+	  --workers 3 --steps 33 $(ARGS)
 
 test: setup ## Run the tests; those for a GPU skip themselves where there is none
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
