@@ -159,9 +159,9 @@ def test_all_lost_reads_the_weights_from_disk(group: RayExecutor, undisturbed: A
 def test_a_worker_that_dies_each_time_ends_the_decode(group: RayExecutor, model_dir: Path) -> None:
     class Always(Strike):
         def on_report(self, batch: Batch, report: Report) -> None:
-            if report.step <= 2:
-                self.struck = time.monotonic()
-                os.kill(self._group.places[1].process, signal.SIGKILL)
+            # Whatever step it tells of: on a busy machine the first report comes late.
+            self.struck = time.monotonic()
+            os.kill(self._group.places[1].process, signal.SIGKILL)
 
     strike = Always(group, [1], 0, signal.SIGKILL)
     config = config_of(SyncPolicy("exact"))

@@ -105,8 +105,9 @@ def test_the_rows_of_one_process(nap: Nap, file: Path, many: Path, tmp_path: Pat
 
 def test_a_killed_process_is_one_line_and_nothing_is_lost(file: Path, many: Path, tmp_path: Path) -> None:
     running = start(file, tmp_path / "out", "--set", "n=40")
-    os.kill(wait_for(lambda: list(children(running.pid)), "process of the pool")[0], signal.SIGKILL)
-    _, error = running.communicate(timeout=60)
+    pool = wait_for(lambda: len(found := list(children(running.pid))) == 2 and found, "pool")
+    os.kill(pool[0], signal.SIGKILL)
+    _, error = running.communicate(timeout=150)
     assert running.returncode == 1
     assert "a process of the study was killed; run it again, with fewer --jobs" in error
     assert "Traceback" not in error
