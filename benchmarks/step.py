@@ -25,7 +25,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 import traceback
@@ -48,6 +47,7 @@ from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.shapes import shape_config
 from nap_runtime.models.transformer import DiffusionTransformer
+from nap_runtime.study.environment import commit
 from nap_runtime.worker import BlockWorker, Denoiser, Task, prepare, stepping
 from nap_runtime.worker.loop import _Run
 
@@ -396,7 +396,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "version": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "device": torch.cuda.get_device_name(0) if cuda else f"{os.cpu_count()}-core {platform.machine()} CPU",
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
@@ -404,14 +404,6 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "inductor_cache": os.environ.get("TORCHINDUCTOR_CACHE_DIR"),
         "weights": "random",
     }
-
-
-def _commit() -> str | None:
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -5,11 +5,15 @@ Test files cannot import each other, so helpers come as fixtures that return fun
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import floor, log
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,6 +39,38 @@ settings.load_profile("untimed")
 # An eighth of the toy vocabulary is end of text, so that random models close paths and `eos_weight` matters.
 ENDS = tuple(range(12))
 HEADER_IDS = (20, 21, 22, 23, 24, 25, 26)
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[Path], ModuleType]:
+    """The module of a file that stands in no package."""
+
+    def load(file: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"script_{file.stem}", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module.__name__] = module  # dataclasses look themselves up there
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def walk() -> Callable[[Any], Iterator[tuple[str, Any]]]:
+    """Every key and value of a nested document."""
+
+    def walked(thing: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(thing, dict):
+            for key, value in thing.items():
+                yield str(key), value
+                yield from walked(value)
+        elif isinstance(thing, list):
+            for value in thing:
+                yield from walked(value)
+
+    return walked
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -22,13 +22,8 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def mismatch() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mismatch_example", EXAMPLES / "mismatch.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def mismatch(load_script: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_script(EXAMPLES / "mismatch.py")
 
 
 @pytest.fixture(scope="module")

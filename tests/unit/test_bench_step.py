@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,16 +16,10 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def bench() -> Any:
+def bench(load_script: Callable[[Path], ModuleType]) -> Any:
     sys.path.insert(0, str(FOLDER))
     try:
-        spec = importlib.util.spec_from_file_location("bench_step", FOLDER / "step.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["bench_step"] = module
-        spec.loader.exec_module(module)
-        return module
+        return load_script(FOLDER / "step.py")
     finally:
         sys.path.remove(str(FOLDER))
 

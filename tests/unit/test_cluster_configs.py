@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def test_what_is_to_be_edited_says_so(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.y*ml")), ids=name_of)
-def test_no_secret_is_in_a_file(path: Path) -> None:
+def test_no_secret_is_in_a_file(path: Path, walk: Callable[[Any], Iterator[tuple[str, Any]]]) -> None:
     text = path.read_text()
     assert not re.search(r"BEGIN [A-Z ]*PRIVATE KEY|AKIA[0-9A-Z]{16}|\b[0-9a-f]{40,}\b", text)
     for thing in yaml.safe_load_all(text):
@@ -86,17 +86,6 @@ def test_no_secret_is_in_a_file(path: Path) -> None:
             if re.search(r"(?i)password|token|secret$", key) and isinstance(value, str):
                 assert value in ("token", "required") or key == "automountServiceAccountToken", (key, value)
         assert not isinstance(thing, dict) or thing.get("kind") != "Secret"
-
-
-def walk(thing: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of a nested document."""
-    if isinstance(thing, dict):
-        for key, value in thing.items():
-            yield str(key), value
-            yield from walk(value)
-    elif isinstance(thing, list):
-        for value in thing:
-            yield from walk(value)
 
 
 @pytest.mark.parametrize("path", CLOUDS, ids=name_of)

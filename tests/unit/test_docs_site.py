@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,14 +23,9 @@ needs_mkdocs = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def hook() -> ModuleType:
+def hook(load_script: Callable[[Path], ModuleType]) -> ModuleType:
     pytest.importorskip("mkdocs")
-    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "scripts" / "docs_site.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "scripts" / "docs_site.py")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +48,6 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
 
 def the(kind: str, name: str) -> dict[str, Any]:
     return next(thing for thing in of_kind(kind) if thing["metadata"]["name"] == name)
-
-
-def walk(thing: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of a nested document."""
-    if isinstance(thing, dict):
-        for key, value in thing.items():
-            yield str(key), value
-            yield from walk(value)
-    elif isinstance(thing, list):
-        for value in thing:
-            yield from walk(value)
 
 
 def registry() -> Any:
@@ -212,7 +201,7 @@ def test_the_certificates_command_makes_what_ray_needs(tmp_path: Path) -> None:
     assert "exists" in again.stderr
 
 
-def test_versions_are_this_release_s() -> None:
+def test_versions_are_this_release_s(walk: Callable[[Any], Iterator[tuple[str, Any]]]) -> None:
     assert the("RayCluster", "nap")["spec"]["rayVersion"] == PINS["ray"]
     images = {value for _, thing in OBJECTS for key, value in walk(thing) if key == "image" and "nap-runtime" in value}
     assert images == {f"registry.example/nap-runtime:{nap_runtime.__version__}-{kind}" for kind in ("cpu", "cuda")}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,13 +18,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "protolint.py"
 
 
 @pytest.fixture(scope="module")
-def protolint() -> Any:
-    spec = importlib.util.spec_from_file_location("protolint", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def protolint(load_script: Callable[[Path], ModuleType]) -> Any:
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,9 @@ from nap_runtime.job import Confidence
 LOWEST = -1e30  # a finite stand-in for log 0: such candidates come last, but before nothing
 
 
-def draw(logits_BSV: Tensor, *, temperature: float, seed: int, positions: Tensor, step: int) -> Tensor:
+def draw(
+    logits_BSV: Tensor, *, temperature: float, seed: int | Tensor, positions: Tensor, step: int | Tensor
+) -> Tensor:
     """Candidate ids: the argmax, of logits with Gumbel noise where temperature > 0 (LLaDA `add_gumbel_noise`).
 
     `positions` of the slots: [S], or [B, S] where canvases differ.

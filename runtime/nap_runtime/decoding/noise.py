@@ -61,7 +61,7 @@ def uniform(seed: int | Tensor, *, ids: Tensor, positions: Tensor, step: int | T
     return (bits.double() + 0.5) * 2.0**-52  # never 0, nor rounded to 1
 
 
-def gumbel(seed: int, *, vocab: int, positions: Tensor, step: int) -> Tensor:
+def gumbel(seed: int | Tensor, *, vocab: int, positions: Tensor, step: int | Tensor) -> Tensor:
     """Gumbel noise for token draws at some positions, [S] or [B, S]. Shape [S, V] or [B, S, V], float64."""
     ids_V = torch.arange(vocab, device=positions.device)
     u = uniform(seed, ids=ids_V, positions=positions.unsqueeze(-1), step=step, purpose=Purpose.TOKEN)

@@ -23,7 +23,7 @@ from nap_runtime.job import Rule
 _PROPHET_BARS = ((0.33, 7.5), (0.67, 5.0), (math.inf, 2.5))  # progress below → mean gap of the two best logits
 
 
-def rank_scores(rule: Rule, scores_BS: Tensor, *, positions: Tensor, seed: int, step: int) -> Tensor:
+def rank_scores(rule: Rule, scores_BS: Tensor, *, positions: Tensor, seed: int | Tensor, step: int | Tensor) -> Tensor:
     """What the rule ranks by, higher first, with the slots' positions [S] or [B, S]. Shape [B, S]."""
     if rule == "left-to-right":
         return (-positions).to(scores_BS.dtype).expand_as(scores_BS)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from nap_runtime.decoding import confidence
 from nap_runtime.decoding.kinds import Kind
-from nap_runtime.decoding.noise import Purpose, uniform
+from nap_runtime.decoding.rules import rank_scores
+from nap_runtime.job import Confidence, Rule
 from nap_runtime.models.compiled import CompileOptions, own_code
 from nap_runtime.models.transformer import accumulate_dtype
 
@@ -61,8 +62,8 @@ class Slots(NamedTuple):
 class Choice(NamedTuple):
     """What is constant in `decide`. `closes`: blocks fill up once they are closed; `always`: also without a quota."""
 
-    rule: str
-    confidence: str
+    rule: Rule
+    confidence: Confidence
     temperature: float
     eos_weight: float
     mask_id: int
@@ -100,27 +101,12 @@ def score_open(
     ids_V = torch.arange(logits_BCV.shape[-1], device=logits_BCV.device)
     wide_BCV = logits_BCV.to(accumulate_dtype(logits_BCV.dtype))
     wide_BCV = torch.where(ids_V == choice.mask_id, -torch.inf, wide_BCV)
-    drawn_BCV = wide_BCV
-    if choice.temperature:
-        noise_BCV = uniform(seed, ids=ids_V, positions=at_BC.unsqueeze(-1), step=step, purpose=Purpose.TOKEN)
-        drawn_BCV = wide_BCV.double() - choice.temperature * torch.log(-torch.log(noise_BCV))
-    ids_BC = drawn_BCV.argmax(-1)
-    scores_BC = confidence.log_confidence(choice.confidence, wide_BCV, ids_BC)  # type: ignore[arg-type]
+    ids_BC = confidence.draw(wide_BCV, temperature=choice.temperature, seed=seed, positions=at_BC, step=step)
+    scores_BC = confidence.log_confidence(choice.confidence, wide_BCV, ids_BC)
     scores_BC = confidence.weigh_ends(scores_BC, ids_BC, text_ends_E, choice.eos_weight)
     ids_BS = ids_BC.new_zeros((batch, n_slots + 1)).scatter(1, chosen_BC, ids_BC)
     scores_BS = scores_BC.new_zeros((batch, n_slots + 1)).scatter(1, chosen_BC, scores_BC)
     return ids_BS[:, :n_slots], scores_BS[:, :n_slots]
-
-
-def _ranks(scores_BS: Tensor, slots: Slots, step: Tensor, seed: Tensor, rule: str) -> Tensor:
-    """What the rule ranks by, higher first (`rules.rank_scores`)."""
-    if rule == "left-to-right":
-        return (-slots.positions).to(scores_BS.dtype).expand_as(scores_BS)
-    if rule == "random":
-        zero = torch.zeros_like(slots.positions)
-        draws = uniform(seed, ids=zero, positions=slots.positions, step=step, purpose=Purpose.ORDER)
-        return draws.to(scores_BS.dtype).expand_as(scores_BS)
-    return scores_BS
 
 
 def picked(ranks_BS: Tensor, open_BS: Tensor, slots: Slots, quota_S: Tensor) -> Tensor:
@@ -153,7 +139,7 @@ def settle(
     """Commit what the rule picks of the candidates, and fill what has closed, in place."""
     at, quota_S = slots.columns_S, _quotas(slots, step)
     masked_BS = canvas.masked[:, at]
-    ranks_BS = _ranks(scores_BS, slots, step, seed, choice.rule)
+    ranks_BS = rank_scores(choice.rule, scores_BS, positions=slots.positions, seed=seed, step=step)
     picked_BS = picked(ranks_BS, masked_BS & (quota_S > 0), slots, quota_S)
     new_ids_BS, left_BS = torch.where(picked_BS, ids_BS, canvas.ids[:, at]), masked_BS & ~picked_BS
     fill_BS = torch.zeros_like(left_BS)
