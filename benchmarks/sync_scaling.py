@@ -10,7 +10,8 @@ drifts drifts for all. A figure is the median of `--repeats` decodes. Runs with 
 (`oversubscribed`): they say nothing about a machine with a core a worker.
 
 The file holds every decode's seconds (`cells`), and `points` as `nap cost calibrate` reads them: one worker, and strong
-scaling on two, are fitted; all others are held out.
+scaling on two, are fitted; all others are held out. So that a held-out canvas is none of those that were fitted, the two
+kinds of scaling must not meet: --total-tokens must not be --path-tokens times one of the numbers of workers.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--policies", type=lambda text: text.split(","), default=list(POLICIES))
     parser.add_argument("--scaling", type=lambda text: text.split(","), default=["strong", "weak"])
     parser.add_argument("--path-tokens", type=int, default=96, help="of a path, weak scaling")
-    parser.add_argument("--total-tokens", type=int, default=192, help="of all paths, strong scaling")
+    parser.add_argument("--total-tokens", type=int, default=240, help="of all paths, strong scaling")
     parser.add_argument("--summary-tokens", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--tokens-per-step", type=int, default=4, help="of a path")
@@ -127,7 +128,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--visits", type=int, default=2, help="times a group of workers is started")
     parser.add_argument("--scratch", help="folder for random weights")
     parser.add_argument("--out", type=Path, help="JSON file for the points")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if any(args.total_tokens == args.path_tokens * workers for workers in args.workers if workers > 1):
+        parser.error("--total-tokens: weak scaling has this canvas too, so that it would be fitted and held out; take another")
+    return args
 
 
 def _integers(text: str) -> tuple[int, ...]:
