@@ -12,7 +12,7 @@ import pytest
 from nap_trainer.miniature import ordering, stats
 from nap_trainer.miniature.records import Record
 from nap_trainer.miniature.report import contrasts, tables
-from nap_trainer.miniature.report.claims import AGREES, DISAGREES, MISSING, OPEN, claims
+from nap_trainer.miniature.report.claims import AGREES, DISAGREES, FEW_SEEDS, MISSING, OPEN, claims
 from nap_trainer.miniature.report.results import Results
 from nap_trainer.miniature.report.text import number, p_value, signed, spread, table
 from nap_trainer.miniature.stats import Interval
@@ -49,14 +49,14 @@ ACCURACY = {  # arm → accuracy at 1 and at 4 tokens a step
 }
 
 
-def made_up(root: Path, **changed: tuple[float, float]) -> Results:
-    """Two seeds of every arm, and the order settings."""
+def made_up(root: Path, seeds: int = 2, **changed: tuple[float, float]) -> Results:
+    """Some seeds of every arm, and the order settings."""
     accuracy = ACCURACY | {name.replace("_", "-"): value for name, value in changed.items()}
-    study = Study(seeds=dict.fromkeys(accuracy, 2), per_step=(4, 1), resamples=500, order=50)
+    study = Study(seeds=dict.fromkeys(accuracy, seeds), per_step=(4, 1), resamples=500, order=50)
     tests = {
         (arm, seed, k): record(values[k > 1], seed=seed)
         for arm, values in accuracy.items()
-        for seed in (0, 1)
+        for seed in range(seeds)
         for k in (1, 4)
     }
     orders: dict[Any, Record] = {}
@@ -126,16 +126,24 @@ def test_missing_members_count_in_their_family(tmp_path: Path) -> None:
 
 
 def test_verdicts_follow_the_intervals(tmp_path: Path) -> None:
-    found = {claim.paper: claim.verdict for claim in claims(made_up(tmp_path))}
+    found = {claim.paper: claim.verdict for claim in claims(made_up(tmp_path, 3))}
     assert found["NAP is more accurate than its twin with a clamped answer at 4 tokens a step"] == AGREES
     assert found["arbitrary order on chains is nearly left to right"] == AGREES
     assert found["order within a path is free"] == AGREES
     assert found["random order costs accuracy (`cot`, against arbitrary order)"] == AGREES
-    assert found["parallel-forced harms weights that were not trained for it"] == AGREES
-    worse = {claim.paper: claim.verdict for claim in claims(made_up(tmp_path, nap=(0.80, 0.50)))}
+    assert found["parallel-forced harms weights that were not trained for it (first seed)"] == AGREES
+    worse = {claim.paper: claim.verdict for claim in claims(made_up(tmp_path, 3, nap=(0.80, 0.50)))}
     assert worse["NAP is more accurate than its twin with a clamped answer at 4 tokens a step"] == DISAGREES
     assert worse["NAP is more accurate than Long-CoT at 4 tokens a step"] == AGREES
     assert worse["the same gap, to the twin with a clamped answer"] == DISAGREES
+
+
+def test_less_than_three_seeds_decide_nothing_between_arms(tmp_path: Path) -> None:
+    """Their interval covers problems, not how far trainings differ by their seed."""
+    found = {claim.paper: claim for claim in claims(made_up(tmp_path, 2))}
+    twin = found["NAP is more accurate than its twin with a clamped answer at 4 tokens a step"]
+    assert (twin.verdict, "[" in twin.found) == (FEW_SEEDS, True)
+    assert found["parallel-forced harms weights that were not trained for it (first seed)"].verdict == AGREES
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nap_trainer.miniature import stats
 from nap_trainer.miniature.report import contrasts
+from nap_trainer.miniature.report.contrasts import Contrast
 from nap_trainer.miniature.report.results import Results
 from nap_trainer.miniature.report.tables import AO, HEADLINE, arness_of
 from nap_trainer.miniature.report.text import signed, spread
 from nap_trainer.miniature.stats import Interval
 
-AGREES, DISAGREES, OPEN, MISSING = "agrees", "disagrees", "undecided", "missing"
+AGREES, DISAGREES, OPEN, MISSING, FEW_SEEDS = "agrees", "disagrees", "undecided", "missing", "too few seeds"
+ENOUGH_SEEDS = 3  # with fewer, how far trainings differ among themselves is not in the interval
 SMALL = 0.02  # differences within ±2 points count as none
 NEAR_LEFT_TO_RIGHT = 0.7
 
@@ -33,22 +35,22 @@ def claims(results: Results) -> list[Claim]:
 
 def _claims(results: Results) -> Iterator[Claim]:
     by_name = {one.name: one for one in contrasts.planned(results)}
-    say = "NAP is more accurate than its twin with a clamped answer at 4 tokens a step"
-    yield _positive(say, by_name["nap − cot-clamped, 4 a step"].interval)
-    yield _positive("NAP is more accurate than Long-CoT at 4 tokens a step", by_name["nap − cot, 4 a step"].interval)
-    yield _positive("NAP is more accurate than Long-CoT at 1 token a step", by_name["nap − cot, 1 a step"].interval)
-    growth = by_name["growth of nap − cot from 1 to 4 a step"].interval
-    yield _positive("the gap to Long-CoT grows from 1 to 4 tokens a step", growth)
-    twin_growth = by_name["growth of nap − cot-clamped from 1 to 4 a step"].interval
-    yield _positive("the same gap, to the twin with a clamped answer", twin_growth)
+    for say, name in (
+        ("NAP is more accurate than its twin with a clamped answer at 4 tokens a step", "nap − cot-clamped, 4 a step"),
+        ("NAP is more accurate than Long-CoT at 4 tokens a step", "nap − cot, 4 a step"),
+        ("NAP is more accurate than Long-CoT at 1 token a step", "nap − cot, 1 a step"),
+        ("the gap to Long-CoT grows from 1 to 4 tokens a step", "growth of nap − cot from 1 to 4 a step"),
+        ("the same gap, to the twin with a clamped answer", "growth of nap − cot-clamped from 1 to 4 a step"),
+    ):
+        yield _between(say, by_name[name])
     pf = by_name["nap weights on NAP's canvas, pf − ao, 4 a step"].interval
-    yield _positive("parallel-forced beats arbitrary order on NAP's weights at 4 tokens a step", pf)
+    yield _positive("parallel-forced beats arbitrary order on NAP's weights at 4 tokens a step (first seed)", pf)
     base = by_name["cot-clamped weights on NAP's canvas, pf − ao, 4 a step"].interval
-    yield _negative("parallel-forced harms weights that were not trained for it", base)
+    yield _negative("parallel-forced harms weights that were not trained for it (first seed)", base)
     yield from _orders(results)
     one, three = contrasts.difference(results, "nap-2", "short", 1), contrasts.difference(results, "nap", "nap-2", 1)
-    yield _positive("two paths are more accurate than one, at 1 token a step", one.interval)
-    yield _positive("three paths are more accurate than two, at 1 token a step", three.interval)
+    yield _between("two paths are more accurate than one, at 1 token a step", one)
+    yield _between("three paths are more accurate than two, at 1 token a step", three)
 
 
 def _orders(results: Results) -> Iterator[Claim]:
@@ -74,6 +76,14 @@ def _orders(results: Results) -> Iterator[Claim]:
     else:
         loss = stats.paired_bootstrap(random.right_n.astype(float) - chain.right_n.astype(float))
         yield _negative("random order costs accuracy (`cot`, against arbitrary order)", loss)
+
+
+def _between(paper: str, found: Contrast) -> Claim:
+    """Accuracy of different weights: nothing is decided by less than `ENOUGH_SEEDS` trainings of each."""
+    claim = _positive(paper, found.interval)
+    if claim.verdict in (MISSING, OPEN) or len(found.each) >= ENOUGH_SEEDS:
+        return claim
+    return replace(claim, verdict=FEW_SEEDS)
 
 
 def _positive(paper: str, found: Interval | None) -> Claim:

@@ -11,7 +11,8 @@ import yaml
 from nap_runtime.models.files import write_text_atomic
 from nap_trainer.miniature.driver import Driver
 from nap_trainer.miniature.report import plots, tables
-from nap_trainer.miniature.report.claims import AGREES, DISAGREES, OPEN, claims
+from nap_trainer.miniature.report.claims import AGREES, DISAGREES, ENOUGH_SEEDS, OPEN, claims
+from nap_trainer.miniature.report.contrasts import MANY
 from nap_trainer.miniature.report.results import Results
 from nap_trainer.miniature.report.text import spread, table
 
@@ -94,9 +95,23 @@ def _disagreements(results: Results) -> Iterator[str]:
     yield ""
     yield "A claim *agrees* where the interval lies wholly on its side of 0, *disagrees* where it lies on the other"
     yield "side or within ±2 points, and is *undecided* else. Claims about order compare ARness with 0.7."
+    yield from _seed_spread(results)
     yield ""
     yield from table(["the paper says", "found", "verdict"], [[c.paper, c.found, _bold(c.verdict)] for c in found])
     yield ""
+
+
+def _seed_spread(results: Results) -> Iterator[str]:
+    """Why differences of one training each are not read as differences of the arms."""
+    spreads = {}
+    for arm in results.study.seeds:
+        rights = [results.right(arm, MANY, [seed]).mean() for seed in results.seeds(arm, MANY)]
+        if len(rights) >= ENOUGH_SEEDS:
+            spreads[arm] = (min(rights), max(rights))
+    if spreads:
+        ranges = ", ".join(f"`{arm}` from {low:.3f} to {high:.3f}" for arm, (low, high) in spreads.items())
+        yield f"*Too few seeds*: less than {ENOUGH_SEEDS} trainings of an arm, so that the interval covers problems"
+        yield f"only, while trainings that differ by their seed alone differ as much ({_a_step(MANY)}: {ranges})."
 
 
 def _a_step(number: int) -> str:
