@@ -10,8 +10,8 @@ drifts drifts for all. A figure is the median of `--repeats` decodes. Runs with 
 (`oversubscribed`): they say nothing about a machine with a core a worker.
 
 The file holds every decode's seconds (`cells`), and `points` as `nap cost calibrate` reads them: one worker, and strong
-scaling on two, are fitted; all others are held out. So that a held-out canvas is none of those that were fitted, the two
-kinds of scaling must not meet: --total-tokens must not be --path-tokens times one of the numbers of workers.
+scaling on two, are fitted; all others are held out. So that no canvas is both, the two kinds of scaling must not meet:
+--total-tokens must not be --path-tokens times one of the numbers of workers.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="JSON file for the points")
     args = parser.parse_args()
     if any(args.total_tokens == args.path_tokens * workers for workers in args.workers if workers > 1):
-        parser.error("--total-tokens: weak scaling has this canvas too, so that it would be fitted and held out; take another")
+        parser.error("--total-tokens: weak scaling has this canvas too: it would be fitted and held out; take another")
     return args
 
 
