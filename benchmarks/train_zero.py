@@ -17,16 +17,15 @@ import statistics
 import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import ModelCard
-from nap_runtime.models.parts import Part
-from nap_runtime.models.shapes import INIT_STD, shape_config
+from nap_runtime.models.shapes import random_part, shape_config
 from nap_trainer import meters
 from nap_trainer.batches.formats import Marks
 from nap_trainer.batches.segments import SegmentTable
@@ -96,14 +95,6 @@ def rows(config: ModelConfig, args: argparse.Namespace) -> SegmentTable:
     return SegmentTable(prompt_nP=ids[:, :PROMPT], paths_nmL=ids[:, None, PROMPT:], summary_nS=none)
 
 
-def draw_on_device(part: Part, config: ModelConfig, *, dtype: torch.dtype, **_: Any) -> torch.Tensor:
-    """Weights for timing: drawn where the model is, in a fraction of the time, not the same bits everywhere."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if part.param.endswith("norm.weight"):
-        return torch.ones(part.shape, dtype=dtype, device=device)
-    return torch.empty(part.shape, dtype=dtype, device=device).normal_(0, INIT_STD)
-
-
 def timed(trainer: Trainer, args: argparse.Namespace, device: torch.device) -> list[float]:
     """Seconds of each timed step."""
     seconds = []
@@ -135,7 +126,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     ranks = Ranks.of_environment(args.local_rank)
     ranks.connect()
-    build.random_part = draw_on_device  # type: ignore[assignment]
+    build.random_part = partial(random_part, device=ranks.device)  # a fraction of the time
     config = shape_config(args.shape, **({"n_layers": args.layers} if args.layers else {}))
     card = ModelCard(name=args.shape, path=Path(), config=config, tokenizer=None, fingerprint="random")
     prepared = Prepared(card=card, marks=Marks.of_text(card), table=rows(config, args))

@@ -14,10 +14,8 @@ from nap_runtime.bench.report import cells, notes, plot
 from nap_runtime.bench.roofline import Rates, floor_seconds, measured
 from nap_runtime.bench.run import run_bench
 from nap_runtime.bench.spec import BenchSpec
-from nap_runtime.bench.weights import random_model, write_random
 from nap_runtime.cli.app import main
 from nap_runtime.errors import DataError, UsageError
-from nap_runtime.models.loading import load_model
 from nap_runtime.models.shapes import shape_config
 
 TOY: dict[str, Any] = {
@@ -130,15 +128,6 @@ def test_a_floor_by_hand() -> None:
     found = measured(torch.device("cpu"), torch.float32)
     assert found.source == "measured"
     assert found.best(Rates(flops=1e30, bandwidth=1.0, source="x")).flops == 1e30
-
-
-def test_weights_of_a_folder_are_those_in_memory(tmp_path: Path) -> None:
-    config, how = shape_config("dream-tiny"), {"seed": 3, "dtype": torch.float32, "device": torch.device("cpu")}
-    write_random(config, tmp_path / "model", **how)  # type: ignore[arg-type]
-    model = random_model(config, **how)  # type: ignore[arg-type]
-    loaded = load_model(tmp_path / "model").model
-    for (name, one), (_, other) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
-        assert torch.equal(one, other), name
 
 
 @pytest.mark.parametrize(

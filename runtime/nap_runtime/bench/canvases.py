@@ -13,7 +13,6 @@ import torch
 
 from nap_runtime.api import check_device
 from nap_runtime.bench.spec import BenchSpec
-from nap_runtime.bench.weights import card_of, random_model, write_random
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.placement import Assignment
@@ -21,7 +20,7 @@ from nap_runtime.executor.coordinator import Batch
 from nap_runtime.job import DecodeConfig, DecodeJob, SyncPolicy
 from nap_runtime.models.loading import ModelCard, load_weights, read_card
 from nap_runtime.models.prompting import DecodeDefaults, build_layout, prompt_ids, resolve
-from nap_runtime.models.shapes import shape_config
+from nap_runtime.models.shapes import random_model, shape_config, write_random
 from nap_runtime.models.transformer import DiffusionTransformer
 from nap_runtime.worker import Task
 
@@ -106,11 +105,14 @@ def opened(spec: BenchSpec) -> Iterator[tuple[Canvases, DiffusionTransformer]]:
             return
         config, folder = shape_config(spec.shape), Path(scratch) / "model"
         if max(spec.workers) > 1:
-            write_random(config, folder, seed=spec.seed, dtype=dtype, device=device)
+            write_random(config, folder, seed=spec.seed, dtype=dtype, draw=device)
             card = read_card(folder)
         else:
-            card = card_of(config, spec.shape, Path(scratch))
-        model = random_model(config, seed=spec.seed, dtype=dtype, device=device)
+            fingerprint = f"random weights of {spec.shape}"
+            card = ModelCard(
+                name=spec.shape, path=Path(scratch), config=config, tokenizer=None, fingerprint=fingerprint
+            )
+        model = random_model(config, seed=spec.seed, dtype=dtype, device=device, draw=device).requires_grad_(False)
         yield Canvases(card, spec, _random_prompts(spec, config.vocab_size)), model
 
 

@@ -17,8 +17,8 @@ from nap_runtime.models.parts import Part, checkpoint_parts
 from nap_runtime.models.transformer import DiffusionTransformer
 from nap_runtime.models.weights import staged_folder, write_weights
 
-INIT_STD = 0.02
-MAKE_SHARD_BYTES = 2 * 1024**3
+_INIT_STD = 0.02
+_SHARD_BYTES = 2 * 1024**3
 _CHUNK = 1 << 24  # values drawn at a time: bounds the float32 scratch, and fixes the bits
 
 _LLADA_8B = ModelConfig(
@@ -108,23 +108,77 @@ def shape_config(shape: str, **overrides: Any) -> ModelConfig:
         raise UsageError(f"model shape field {unknown[0]!r} is unknown", field="shape") from None
 
 
-def random_part(part: Part, config: ModelConfig, *, seed: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-    """The random weights of one checkpoint tensor: the same bits in whatever order parts are made.
+def random_part(
+    part: Part,
+    config: ModelConfig,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    scale: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The random weights of one checkpoint tensor, drawn on ``device``: the same bits in whatever order parts are made.
 
     Matrices N(0, 0.02 · scale), those that write into the residual stream narrower by √(2L); norms
-    one; biases N(0, 0.02 · scale), so that leaving one out shows.
+    one; biases N(0, 0.02 · scale), so that leaving one out shows. Each kind of device has a generator
+    of its own, so the bits are equal on one kind, and only on that.
     """
     if part.param.endswith("norm.weight"):
-        return torch.ones(part.shape, dtype=dtype)
-    std = INIT_STD * scale
+        return torch.ones(part.shape, dtype=dtype, device=device)
+    std = _INIT_STD * scale
     if part.param.endswith((".out.weight", ".down.weight")):
         std /= (2 * config.n_layers) ** 0.5
     digest = hashlib.sha256(f"{seed}/{part.param}/{part.start}".encode()).digest()
-    generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:7], "big"))
-    flat = torch.empty(part.numel, dtype=dtype)
+    generator = torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "big"))
+    flat = torch.empty(part.numel, dtype=dtype, device=device)
     for chunk in flat.split(_CHUNK):
-        chunk.copy_(torch.empty(chunk.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
+        drawn = torch.empty(chunk.shape, dtype=torch.float32, device=device)
+        chunk.copy_(drawn.normal_(0.0, std, generator=generator))
     return flat.view(part.shape)
+
+
+def random_model(
+    config: ModelConfig,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    scale: float = 1.0,
+    draw: torch.device | str = "cpu",
+) -> DiffusionTransformer:
+    """A model of random weights in memory, in eval mode (its weights take gradients).
+
+    ``draw`` is where :func:`random_part` draws: the host's bits are the same for every device, a GPU
+    has its own in a fraction of the time.
+    """
+    model = DiffusionTransformer(config, dtype=dtype, device=device)
+    params = dict(model.named_parameters())
+    for part in checkpoint_parts(config):
+        drawn = random_part(part, config, seed=seed, dtype=dtype, scale=scale, device=draw)
+        part_view(params, part).copy_(drawn)
+    return model.eval()
+
+
+def write_random(
+    config: ModelConfig,
+    out: Path,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.bfloat16,
+    scale: float = 1.0,
+    max_shard_bytes: int = _SHARD_BYTES,
+    draw: torch.device | str = "cpu",
+) -> None:
+    """A folder of the weights that :func:`random_model` has for the same arguments, one shard in memory at a time."""
+    with staged_folder(out) as staged:
+        write_weights(
+            staged,
+            checkpoint_parts(config),
+            lambda part: random_part(part, config, seed=seed, dtype=dtype, scale=scale, device=draw),
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+        )
+        config.to_json(staged)
 
 
 def make_model(
@@ -136,17 +190,13 @@ def make_model(
     scale: float = 1.0,
     **overrides: Any,
 ) -> tuple[ModelConfig, DiffusionTransformer]:
-    """A named shape with random weights, in memory and in eval mode (its weights take gradients).
+    """A named shape as :func:`random_model`, drawn on the host.
 
     ``scale`` widens the initialisation: at 1 the logits of a toy shape are nearly equal, at about
     10 they prefer some ids. ``overrides`` replace fields of the configuration.
     """
     config = shape_config(shape, **overrides)
-    model = DiffusionTransformer(config, dtype=dtype, device=device)
-    params = dict(model.named_parameters())
-    for part in checkpoint_parts(config):
-        part_view(params, part).copy_(random_part(part, config, seed=seed, dtype=dtype, scale=scale))
-    return config, model.eval()
+    return config, random_model(config, seed=seed, dtype=dtype, device=device, scale=scale)
 
 
 def make_model_dir(
@@ -156,24 +206,15 @@ def make_model_dir(
     seed: int,
     dtype: torch.dtype = torch.bfloat16,
     scale: float = 1.0,
-    max_shard_bytes: int = MAKE_SHARD_BYTES,
+    max_shard_bytes: int = _SHARD_BYTES,
     **overrides: Any,
 ) -> ModelConfig:
-    """Write a checkpoint folder of random weights, one shard in memory at a time.
+    """A named shape as :func:`write_random`, drawn on the host, with no tokenizer.
 
-    The weights equal :func:`make_model`'s for the same arguments, with no tokenizer. An existing
-    folder that holds a config.json raises UsageError; nothing is overwritten.
+    An existing folder that holds a config.json raises UsageError; nothing is overwritten.
     """
     config, target = shape_config(shape, **overrides), Path(out)
     if (target / "config.json").exists():
         raise UsageError(f"{target} already holds a model: choose another folder", field="out")
-    with staged_folder(target) as staged:
-        write_weights(
-            staged,
-            checkpoint_parts(config),
-            lambda part: random_part(part, config, seed=seed, dtype=dtype, scale=scale),
-            dtype=dtype,
-            max_shard_bytes=max_shard_bytes,
-        )
-        config.to_json(staged)
+    write_random(config, target, seed=seed, dtype=dtype, scale=scale, max_shard_bytes=max_shard_bytes)
     return config
