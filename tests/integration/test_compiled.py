@@ -12,7 +12,8 @@ from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.metrics.agreement import compare
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.compiled import CompiledDenoiser, CompileOptions
-from nap_runtime.models.transformer import CanvasAttention, KVStore
+from nap_runtime.models.quantised import store_of
+from nap_runtime.models.transformer import CanvasAttention
 
 COMPILED = CompileOptions(mode="default", dynamic=True)  # one compilation for all numbers of rows
 
@@ -85,7 +86,7 @@ def test_one_region_serves_all_layers_and_rows(tiny_model: Any, shape: str, mode
             for rows in (24, 40, 17):
                 ids_BR, rows_R = torch.randint(0, 90, (2, rows)), torch.arange(3, 3 + rows)
                 place = {"batch": 2, "positions": 48, "dtype": torch.float64, "device": "cpu"}
-                stores = [KVStore.allocate(model.config, **place) for _ in range(2)]  # type: ignore[arg-type]
+                stores = [store_of(model.config, **place) for _ in range(2)]  # type: ignore[arg-type]
                 seen = [
                     StoreAttention(store, rows_R) if attend_with == "store" else CanvasAttention() for store in stores
                 ]

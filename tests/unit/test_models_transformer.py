@@ -8,6 +8,7 @@ import torch
 from nap_runtime.errors import ModelError
 from nap_runtime.models.attention import StoreAttention, merge_partials, partial_attention
 from nap_runtime.models.config import ModelConfig
+from nap_runtime.models.quantised import store_of
 from nap_runtime.models.sdpa import grouped_sdpa
 from nap_runtime.models.shapes import make_model
 from nap_runtime.models.transformer import DiffusionTransformer, KVStore
@@ -26,7 +27,7 @@ def canvas(seed: int = 0) -> torch.Tensor:
 
 
 def store_for(config: ModelConfig, dtype: torch.dtype = torch.float64) -> KVStore:
-    return KVStore.allocate(config, batch=B, positions=N, dtype=dtype, device="cpu")
+    return store_of(config, batch=B, positions=N, dtype=dtype, device="cpu")
 
 
 def random_mask(*shape: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.models.attention import StoreAttention
+from nap_runtime.models.quantised import store_of
 from nap_runtime.models.shapes import make_model
 from nap_runtime.models.transformer import CanvasAttention, KVStore
 from nap_trainer.objective.draws import Draws, Use
@@ -324,7 +325,7 @@ def test_staleness_is_what_a_worker_sees(batch: DeviceBatch, tiny_model: Any, sh
     with torch.no_grad():
         got = model.forward_rows(view.ids_BR, view.positions_R, CanvasAttention(view.mask))[:, n:]
         all_N = torch.arange(n)
-        store = KVStore.allocate(model.config, batch=8, positions=n, dtype=torch.float64, device="cpu")
+        store = store_of(model.config, batch=8, positions=n, dtype=torch.float64, device="cpu")
         real = batch.real_BN[0].expand(n, n)
         model.forward_rows(was_BN, all_N, StoreAttention(store, all_N, real))
         for path in range(2):

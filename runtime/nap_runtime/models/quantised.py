@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -134,22 +133,6 @@ class PackedStore(KVStore):
     Exchanges move its rows as they are, so a sync's bytes shrink with it: E + 4 in place of 2·E in bfloat16.
     """
 
-    @classmethod
-    def allocate(
-        cls,
-        config: ModelConfig,
-        *,
-        batch: int,
-        positions: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> Self:
-        """Zeroed buffers; `dtype` is that of FP8 numbers. The head's width must be a multiple of 4."""
-        assert dtype == FP8
-        width = config.head_dim + _SCALE_BYTES
-        shape = (config.n_layers, batch, config.n_kv_heads, positions, width)
-        return cls(*(torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2)))
-
     def pack(self, x_BGRE: Tensor) -> Tensor:
         """Keys or values as the store holds them, [B, G, R, P]."""
         numbers, scale = quantise_rows(x_BGRE)
@@ -186,12 +169,15 @@ class PackedAttention:
 def store_of(
     config: ModelConfig, *, batch: int, positions: int, dtype: torch.dtype, device: torch.device | str
 ) -> KVStore:
-    """A canvas's keys and values in `dtype`; float8 e4m3 gives a `PackedStore`.
+    """Zeroed keys and values of `batch` canvases in `dtype`; float8 e4m3 gives a `PackedStore`.
 
     Raises:
         UsageError: FP8 wants heads whose width is a multiple of 4.
     """
     if dtype == FP8 and config.head_dim % 4:
         raise UsageError(f"kv: 'fp8' needs heads of a multiple of 4 numbers, not {config.head_dim}", field="kv")
-    kind = PackedStore if dtype == FP8 else KVStore
-    return kind.allocate(config, batch=batch, positions=positions, dtype=dtype, device=device)
+    kind, width, held = KVStore, config.head_dim, dtype
+    if dtype == FP8:
+        kind, width, held = PackedStore, config.head_dim + _SCALE_BYTES, torch.uint8
+    shape = (config.n_layers, batch, config.n_kv_heads, positions, width)
+    return kind(*(torch.zeros(shape, dtype=held, device=device) for _ in range(2)))

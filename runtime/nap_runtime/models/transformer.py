@@ -32,24 +32,10 @@ class Attend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KVStore:
-    """Keys and values of a whole canvas in static buffers; keys are stored after RoPE."""
+    """Keys and values of a whole canvas in static buffers, keys after RoPE; `quantised.store_of` makes one."""
 
     k_LBGNE: Tensor
     v_LBGNE: Tensor
-
-    @classmethod
-    def allocate(
-        cls,
-        config: ModelConfig,
-        *,
-        batch: int,
-        positions: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> Self:
-        """Zeroed buffers for ``batch`` canvases of ``positions`` tokens."""
-        shape = (config.n_layers, batch, config.n_kv_heads, positions, config.head_dim)
-        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
     @property
     def nbytes(self) -> int:
