@@ -10,12 +10,15 @@ import yaml
 
 from nap_runtime.models.files import write_text_atomic
 from nap_trainer.miniature.driver import Driver
-from nap_trainer.miniature.report import plots, tables
-from nap_trainer.miniature.report.claims import AGREES, DISAGREES, ENOUGH_SEEDS, OPEN, claims
+from nap_trainer.miniature.report import contrasts, plots, tables
+from nap_trainer.miniature.report.claims import AGREES, DISAGREES, ENOUGH_SEEDS, FEW_SEEDS, MISSING, OPEN, claims
 from nap_trainer.miniature.report.contrasts import MANY
 from nap_trainer.miniature.report.results import Results
-from nap_trainer.miniature.report.text import spread, table
+from nap_trainer.miniature.report.text import signed, spread, table
 
+VERDICTS = {
+    AGREES: "agree", DISAGREES: "disagree", OPEN: "are undecided", FEW_SEEDS: "have too few seeds", MISSING: "are missing"
+}  # fmt: skip
 PLANNED = (0.4, 0.8)
 """Where the plan wants the twin's accuracy at 1 token a step."""
 
@@ -35,12 +38,23 @@ def _page(results: Results, pictures: list[str]) -> Iterator[str]:
     yield "Rendered from stored arrays by `python -m nap_trainer.miniature report`: only the paper's figures are typed."
     yield "What is compared and why stands in [study-plan.md](study-plan.md), which was written first."
     yield ""
+    yield from _in_short(results)
     yield from _setting(results)
     yield from _disagreements(results)
     yield from _planned(results)
     yield from _paper_tables(results, pictures)
     yield from _beyond(results, pictures)
     yield from _costs(results)
+
+
+def _in_short(results: Results) -> Iterator[str]:
+    """The primary contrast and how many claims went which way, before everything else."""
+    primary, found = contrasts.planned(results)[0], [claim.verdict for claim in claims(results)]
+    counts = ", ".join(f"{found.count(verdict)} {say}" for verdict, say in VERDICTS.items() if verdict in found)
+    yield "**In short.** Primary contrast, accuracy of NAP minus its twin with a clamped answer (one chain),"
+    yield f"{_a_step(MANY)}: {signed(primary.interval)}, {len(primary.each)} seeds of each, {primary.n:,} problems."
+    yield f"Claims of the paper: {counts}."
+    yield ""
 
 
 def _setting(results: Results) -> Iterator[str]:
