@@ -17,8 +17,12 @@ from nap_trainer.miniature.report.results import Results
 from nap_trainer.miniature.report.text import signed, spread, table
 
 VERDICTS = {
-    AGREES: "agree", DISAGREES: "disagree", OPEN: "are undecided", FEW_SEEDS: "have too few seeds", MISSING: "are missing"
-}  # fmt: skip
+    AGREES: "agree",
+    DISAGREES: "disagree",
+    OPEN: "are undecided",
+    FEW_SEEDS: "have too few seeds",
+    MISSING: "are missing",
+}
 PLANNED = (0.4, 0.8)
 """Where the plan wants the twin's accuracy at 1 token a step."""
 
