@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -22,6 +21,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from origin import head
 
 SHIRT = "A shirt costs $50 and is on sale for 20% off. What is the final price?"
 SPINNING = {"GOMP_SPINCOUNT": "300000"}
@@ -66,7 +67,7 @@ def main() -> None:
     print(_table(figures))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(_environment(args, load) | {"seconds": figures, "all": found}, indent=1) + "\n")
+        args.out.write_text(json.dumps(_about(args, load) | {"seconds": figures, "all": found}, indent=1) + "\n")
 
 
 def _measurements(args: argparse.Namespace) -> Iterator[tuple[str, list[Times]]]:
@@ -137,20 +138,8 @@ def _table(figures: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(["| what | median, s | least | most | CPU, s |", "| :-- | --: | --: | --: | --: |", *rows])
 
 
-def _environment(args: argparse.Namespace, load: tuple[float, float, float]) -> dict[str, Any]:
-    from nap_runtime.study.environment import commit
-
-    return {
-        "benchmark": "at_rest",
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": len(os.sched_getaffinity(0)),
-        "load_before": load,
-        "repeats": args.repeats,
-        "neighbours": args.neighbours,
-    }
+def _about(args: argparse.Namespace, load: tuple[float, float, float]) -> dict[str, Any]:
+    return {**head(), "load_before": load, "repeats": args.repeats, "neighbours": args.neighbours}
 
 
 if __name__ == "__main__":

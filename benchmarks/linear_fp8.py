@@ -14,22 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from origin import head
 from torch import Tensor, nn
 
-from nap_runtime import __version__
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.quantised import QuantisedProjection, check_fp8
 from nap_runtime.models.shapes import shape_config
-from nap_runtime.study.environment import commit
 
 Run = Callable[[], Any]
 
@@ -45,7 +42,7 @@ def main() -> None:
         packed = [[QuantisedProjection(linear) for linear in layer] for layer in layers]
         rows = [_measure(layers, packed, count, args) for count in args.rows]
     print(_table(rows))
-    values = {"environment": _environment(args, device), "rows": rows}
+    values = {**head(args.device), "shape": args.shape, "layers": args.layers, "repeats": args.repeats, "rows": rows}
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(values, indent=1) + "\n")
@@ -173,20 +170,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
         lines.append("  ".join(f"{cell:>16}" for cell in cells))
     worst = max(row["relative_error"] for row in rows)
     return "\n".join([*lines, f"relative error of an output (random weights and inputs): {worst:.3f}"])
-
-
-def _environment(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    cuda = device.type == "cuda"
-    return {
-        "command": " ".join(["python", "benchmarks/linear_fp8.py", *sys.argv[1:]]),
-        "version": __version__,
-        "commit": commit(),
-        "device": torch.cuda.get_device_name(0) if cuda else f"{platform.machine()} CPU",
-        "torch": torch.__version__,
-        "shape": args.shape,
-        "layers": args.layers,
-        "repeats": args.repeats,
-    }
 
 
 if __name__ == "__main__":

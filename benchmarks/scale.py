@@ -19,7 +19,6 @@ import asyncio
 import cProfile
 import json
 import os
-import platform
 import pstats
 import resource
 import shutil
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import scale_group
+from origin import head
 
 from nap_runtime import DecodeConfig, SyncPolicy
 from nap_runtime.models.loading import BUNDLED
@@ -46,7 +46,6 @@ from nap_runtime.service.journal import Journal
 from nap_runtime.service.logs import Log
 from nap_runtime.service.server import Server
 from nap_runtime.service.settings import GroupSettings, ServerSettings
-from nap_runtime.study.environment import commit
 
 QUESTION = "A shirt costs $50 and is on sale for 20% off. What is the final price?"
 _LIVENESS = 60.0  # seconds: on few cores many processes start at once
@@ -69,7 +68,7 @@ def main() -> None:
     print(_table(rows))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(_environment(args) | {"rows": rows}, indent=1) + "\n")
+        args.out.write_text(json.dumps({**head(), "arguments": _shown(args), "rows": rows}, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -328,17 +327,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], ("--:",) * len(lines[0]), *lines[1:]))
 
 
-def _environment(args: argparse.Namespace) -> dict[str, Any]:
-    shown = {key: value for key, value in vars(args).items() if key not in ("one", "client", "out", "scratch")}
-    return {
-        "benchmark": "scale",
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": len(os.sched_getaffinity(0)),
-        "arguments": shown,
-    }
+def _shown(args: argparse.Namespace) -> dict[str, Any]:
+    return {key: value for key, value in vars(args).items() if key not in ("one", "client", "out", "scratch")}
 
 
 if __name__ == "__main__":

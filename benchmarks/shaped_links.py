@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -28,19 +27,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from origin import head
 from shaped import tables
 from shaped.group import Group
 from shaped.net import Network, Shape, missing
 
-from nap_runtime import SyncPolicy, __version__
+from nap_runtime import SyncPolicy
 from nap_runtime.distributed.probe import fit
 from nap_runtime.study.cost.calibrate import Point, calibrate
 from nap_runtime.study.cost.choose import Decode, choose
 from nap_runtime.study.cost.predict import DEVICES, LINKS, Device, Link, Machine, predict
 from nap_runtime.study.cost.request import AutoSync
 from nap_runtime.study.cost.scenario import Scenario
-from nap_runtime.study.environment import commit
 
 SHAPES = (
     Shape(rate=10e9),
@@ -228,12 +226,7 @@ class Bench:
         device, errors = self.device()
         return {
             "schema": "nap.links/1",
-            "command": " ".join(["python", "benchmarks/shaped_links.py", *sys.argv[1:]]),
-            "version": __version__,
-            "commit": commit(),
-            "cpu": f"{platform.machine()}, {cores()} cores",
-            "load": os.getloadavg()[0],
-            "torch": torch.__version__,
+            **head(),
             "scenario": self.scenario(self.args.workers[0], self.args.workers[0], SyncPolicy()).to_mapping(),
             "one_device": {name: statistics.median(taken) for name, taken in self.alone.items()},
             "device": asdict(device),

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -36,8 +35,9 @@ from typing import Any
 
 import torch
 from llada_loop import PublishedLoop
+from origin import head
 
-from nap_runtime import DecodeConfig, SyncPolicy, __version__
+from nap_runtime import DecodeConfig, SyncPolicy
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.machine import Finish, Plan
 from nap_runtime.decoding.placement import Assignment
@@ -47,7 +47,6 @@ from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.shapes import shape_config
 from nap_runtime.models.transformer import DiffusionTransformer
-from nap_runtime.study.environment import commit
 from nap_runtime.worker import BlockWorker, Denoiser, Task, prepare, stepping
 from nap_runtime.worker.loop import _Run
 
@@ -86,7 +85,7 @@ def main() -> None:
     began = time.perf_counter()
     device = torch.device(args.device)
     lines: list[dict[str, Any]] = []
-    print(f"# {' '.join(sys.argv)}", json.dumps(_environment(device)), sep="\n# ", flush=True)
+    print(f"# {' '.join(sys.argv)}", json.dumps(_about(device)), sep="\n# ", flush=True)
     for shape in args.shapes.split(","):
         model = random_model(shape, device, args.dtype)
         prepared: dict[Any, Denoiser] = {}
@@ -99,7 +98,7 @@ def main() -> None:
             torch.cuda.empty_cache()
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        report = {"command": " ".join(sys.argv), **_environment(device), "lines": lines}
+        report = {**_about(device), "lines": lines}
         args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"# {time.perf_counter() - began:.0f} s in all")
 
@@ -392,15 +391,10 @@ def _profile(variant: Variant, model: DiffusionTransformer, prepared: dict[Any, 
         print(f"#   {sum(times) / steps / 1e3:7.3f} ms  {len(times) / steps:6.1f} x {mean:8.1f} us  {name[:70]}")
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
-    cuda = device.type == "cuda"
+def _about(device: torch.device) -> dict[str, Any]:
     return {
-        "version": __version__,
-        "commit": commit(),
-        "device": torch.cuda.get_device_name(0) if cuda else f"{os.cpu_count()}-core {platform.machine()} CPU",
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        **head(device.type),
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "inductor_cache": os.environ.get("TORCHINDUCTOR_CACHE_DIR"),
         "weights": "random",
     }

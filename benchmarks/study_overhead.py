@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from origin import origin
 from study_numbers import number, table
 
 from nap_runtime.errors import UsageError
@@ -28,11 +29,11 @@ def scaling_files(results: Path) -> list[Path]:
 def section(file: Path) -> list[str]:
     """A benchmark: its tables, a sentence each for strong and weak scaling, and the cost model's errors."""
     values = json.loads(file.read_text(encoding="utf-8"))
-    cells = values["cells"]
+    cells, made = values["cells"], origin(values)
     lines = [
-        f"### {values['device']}, {values['cores']} cores, {shape(cells)}",
+        f"### {made['device_name']}, {made['cpus']} cores, {shape(cells)}",
         "",
-        f"`{values['command']}`; commit {values['commit'][:12]}, torch {values['torch']}, random weights, one canvas, "
+        f"`{made['command']}`; commit {made['commit'][:12]}, torch {made['torch']}, random weights, one canvas, "
         f"one path a worker, policies interleaved, medians of {values['repeats']}.",
         "",
     ]
@@ -48,7 +49,7 @@ def findings(file: Path) -> Iterator[tuple[str, str]]:
     for scaling in dict.fromkeys(cell["scaling"] for cell in values["cells"]):
         some = [cell for cell in values["cells"] if cell["scaling"] == scaling]
         for said in sentences(scaling, some):
-            yield f"{values['device']}, {shape(values['cells'])}, {scaling} scaling", said
+            yield f"{origin(values)['device_name']}, {shape(values['cells'])}, {scaling} scaling", said
 
 
 TITLES = {
@@ -129,7 +130,7 @@ def sentences(scaling: str, cells: Sequence[Cell]) -> list[str]:
 def fit(file: Path) -> Calibration | None:
     """The cost model calibrated on the file's own points; None where they are too few."""
     points = read_points(file)
-    device = "cpu" if "CPU" in json.loads(file.read_text(encoding="utf-8"))["device"] else "h200"
+    device = "cpu" if origin(json.loads(file.read_text(encoding="utf-8")))["device"] == "cpu" else "h200"
     start = Machine.from_mapping({"device": device, "link": "10g" if device == "cpu" else "nvlink"})
     names = list(FITTED)
     for leave in (None, *_OPTIONAL):

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -28,9 +27,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from origin import head
 
-from nap_runtime import SyncPolicy, __version__
+from nap_runtime import SyncPolicy
 from nap_runtime.api import make_executor
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.placement import Assignment
@@ -40,7 +39,6 @@ from nap_runtime.models.loading import ModelCard, read_card
 from nap_runtime.models.prompting import build_layout
 from nap_runtime.models.shapes import make_model_dir
 from nap_runtime.study.cost.scenario import Scenario
-from nap_runtime.study.environment import commit
 from nap_runtime.worker import Task
 
 POLICIES = {
@@ -108,7 +106,8 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         cells_json = [cell.to_json() for cell in found]
         points = [{key: cell[key] for key in ("name", "scenario", "seconds", "hold_out")} for cell in cells_json]
-        args.out.write_text(json.dumps(_environment(args) | {"cells": cells_json, "points": points}, indent=1) + "\n")
+        about = {**head(args.device), "weights": "random", "repeats": args.repeats}
+        args.out.write_text(json.dumps(about | {"cells": cells_json, "points": points}, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -212,20 +211,6 @@ def _table(cells: Sequence[Cell]) -> str:
             f"{cell.name:28} {times[0]:9.3f} {times[1]:9.3f} {times[2]:9.3f} {cell.wire_bytes / 1024:9.1f}{more}"
         )
     return "\n".join(lines)
-
-
-def _environment(args: argparse.Namespace) -> dict[str, Any]:
-    cuda = args.device == "cuda"
-    return {
-        "command": " ".join(["python", "benchmarks/sync_scaling.py", *sys.argv[1:]]),
-        "version": __version__,
-        "commit": commit(),
-        "device": torch.cuda.get_device_name(0) if cuda else f"{platform.machine()} CPU",
-        "cores": cores(),
-        "torch": torch.__version__,
-        "weights": "random",
-        "repeats": args.repeats,
-    }
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from functools import partial
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from origin import head
 
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import ModelCard
@@ -114,12 +113,6 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def commit() -> str:
-    """The commit that is measured."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
-
-
 def main() -> None:
     """Time it and print one JSON object (rank 0)."""
     args = parse()
@@ -138,6 +131,7 @@ def main() -> None:
     median = statistics.median(seconds)
     tokens = args.micro_batch * args.accumulation * args.sequence / median
     figures = {
+        **head(ranks.device.type),
         "shape": args.shape, "layers": config.n_layers, "weights": config.n_params, "stage": args.stage,
         "offload": args.offload, "precision": args.precision, "checkpointing": not args.no_checkpointing,
         "compile": args.compile, "sequence": args.sequence, "micro_batch": args.micro_batch,
@@ -146,8 +140,6 @@ def main() -> None:
         "tokens_per_second_per_gpu": tokens,
         "mfu": meters.mfu(config, args.sequence, tokens, ranks.device),
         "peak_memory_gib": (meters.peak_memory(ranks.device) or 0) / 2**30, "ready_seconds": ready,
-        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else platform.processor(),
-        "torch": torch.__version__, "commit": commit(),
     }  # fmt: skip
     if ranks.leads:
         print(json.dumps(figures))

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from origin import origin
+
 BEGIN, END = "<!-- links:begin -->", "<!-- links:end -->"
 Row = Mapping[str, Any]
 
@@ -31,18 +33,19 @@ def page(found: Mapping[str, Any]) -> str:
 
 
 def _about(found: Mapping[str, Any]) -> str:
-    scenario, rows = found["scenario"], found["rows"]
+    scenario, rows, made = found["scenario"], found["rows"], origin(found)
+    where = f"{made['device_name']}, {made['cpus']} cores"
     runs = [row["n"] for row in rows]
     same = "in every cell all decodes gave the same ids" if all(row["same_ids"] for row in rows) else "ids differed"
     errors = ", ".join(f"{name} {100 * error:+.0f} %" for name, error in found["device_errors"].items())
     return (
         f"nap-tiny, float32, one path of {scenario['path_tokens']} slots a worker, summary "
         f"{scenario['summary_tokens']}, prompt {scenario['prompt_tokens']}, {scenario['steps']} steps, every slot "
-        f"committed; one thread a worker, gloo, a network namespace each, on {found['cpu']} (load "
-        f"{found['load']:.1f} at the end). Bandwidth is a token bucket on the way out of each host, delay is added "
+        f"committed; one thread a worker, gloo, a network namespace each, on {where} (load "
+        f"{made['load']:.1f} at the end). Bandwidth is a token bucket on the way out of each host, delay is added "
         f"one way by a relay in user space. Medians of {min(runs)} to {max(runs)} interleaved decodes "
-        f"({statistics.median(runs):g} in the median cell; slow cells ran fewest); {same}. `{found['command']}`, "
-        f"version {found['version']}, commit {found['commit']}, torch {found['torch']}.\n\n"
+        f"({statistics.median(runs):g} in the median cell; slow cells ran fewest); {same}. `{made['command']}`, "
+        f"version {made['version']}, commit {made['commit']}, torch {made['torch']}.\n\n"
         f"Predictions know one worker's decodes (fit: {errors}) and all-gathers of 64 bytes and 1 MiB over each link; "
         f"they know no cell of the tables."
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nap_runtime.errors import UsageError
 from nap_runtime.study.pack import Packed
@@ -17,10 +20,12 @@ from nap_runtime.study.pack import Packed
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import origin  # noqa: E402
 import study_numbers as numbers  # noqa: E402
 import study_overhead as overhead  # noqa: E402
 import study_page  # noqa: E402
 import study_sections as sections  # noqa: E402
+from shaped import tables  # noqa: E402
 
 N = 40
 
@@ -90,6 +95,42 @@ def cell(workers: int, seconds: float, *, paths: int, mode: str = "exact", crowd
     return {"name": f"{mode} m{paths} w{workers}", "scaling": "weak", "scenario": scenario, "seconds": seconds,
             "compute_seconds": seconds / 2, "blocked_seconds": seconds / 4, "wire_bytes": 2048,
             "oversubscribed": crowded}  # fmt: skip
+
+
+def test_result_files_say_where_they_were_made_old_and_new(tmp_path: Path) -> None:
+    links = json.loads((ROOT / "benchmarks/results/2026-11-24-links.json").read_text(encoding="utf-8"))
+    cells = [cell(1, 2.0, paths=2), cell(2, 1.0, paths=2)]
+    points = [{"name": c["name"], "scenario": c["scenario"], "seconds": c["seconds"]} for c in cells]
+    old = {"command": "c", "commit": "abc", "device": "x86_64 CPU", "cores": 2, "torch": "2.13.0+cpu",
+           "repeats": 3, "cells": cells, "points": points}  # fmt: skip
+    new = {**origin.head(), "cells": cells, "points": points, "repeats": 3}
+    assert new["environment"].keys() >= {"commit", "device", "device_name", "devices", "cpus", "load", "threads"}
+    here, then = origin.origin(new), origin.origin(old)
+    assert here["device"] == then["device"] == "cpu"
+    assert (then["device_name"], then["cpus"], then["load"]) == ("x86_64 CPU", 2, None)
+    assert (here["cpus"], here["torch"]) == (len(os.sched_getaffinity(0)), torch.__version__)
+    shaped = origin.origin(links)
+    assert (shaped["device"], shaped["device_name"], shaped["cpus"]) == ("cpu", "x86_64", 2)
+    assert "on x86_64, 2 cores (load 1.3 at the end)" in tables.page(links)
+    assert "2 cores (load 3.0 at" in tables.page({k: v for k, v in links.items() if k not in ("cpu", "load")} | {
+        "environment": {**new["environment"], "cpus": 2, "load": 3.0}})  # fmt: skip
+    h200 = json.loads((ROOT / "benchmarks/results/2026-11-22-h200-llada-8b.json").read_text(encoding="utf-8"))
+    assert (origin.origin(h200)["device"], origin.origin(h200)["device_name"]) == ("cuda", "NVIDIA H200")
+    for document, name in ((old, "### x86_64 CPU, 2 cores, nap-tiny"), (new, f"### {here['device_name']}, ")):
+        file = tmp_path / "a-scaling.json"
+        file.write_text(json.dumps(document))
+        assert overhead.section(file)[0].startswith(name)
+        assert list(overhead.findings(file))
+
+
+def test_every_benchmark_heads_its_file_alike() -> None:
+    """Scripts that write results call `head`; none asks for commit or device by itself."""
+    scripts = [f for f in (ROOT / "benchmarks").glob("*.py") if "args.out.write_text" in f.read_text(encoding="utf-8")]
+    assert len(scripts) >= 7
+    for file in scripts:
+        text = file.read_text(encoding="utf-8")
+        assert "**head(" in text, file.name
+        assert not re.search(r"commit\(\)|get_device_name|platform\.", text), file.name
 
 
 def test_overhead_says_nothing_of_more_workers_than_cores() -> None:

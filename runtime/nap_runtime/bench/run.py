@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 
@@ -28,7 +26,7 @@ from nap_runtime.models.compiled import CompileMode
 from nap_runtime.models.quantised import FP8, check_fp8, quantise
 from nap_runtime.models.transformer import DiffusionTransformer
 from nap_runtime.storage import Storage
-from nap_runtime.study.environment import environment
+from nap_runtime.study.environment import stamp
 from nap_runtime.worker import Denoiser, prepare
 
 SCHEMA = "nap.bench/1"
@@ -70,9 +68,7 @@ def _document(spec: BenchSpec, command: str, canvases: Canvases, timed: Sequence
     measured = [one for one in timed if one.samples]
     return {
         "schema": SCHEMA,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "environment": environment(spec.device) | {"devices": _devices(spec), "load": os.getloadavg()[0]},
+        **stamp(spec.device, command),
         "spec": json.loads(json.dumps(spec.to_mapping())),
         "key": spec.canvas_key(),
         "canvas": {"positions": layout.size, "slots": layout.n_slots, "steps": canvases.steps},
@@ -80,10 +76,6 @@ def _document(spec: BenchSpec, command: str, canvases: Canvases, timed: Sequence
         "rows": [row_of(one, measured, canvases, rates) for one in measured],
         "failed": [{"case": one.case.key, "error": one.error} for one in timed if one.error is not None],
     }
-
-
-def _devices(spec: BenchSpec) -> int:
-    return torch.cuda.device_count() if spec.device == "cuda" else 1
 
 
 # -- measuring -------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from nap_runtime import __version__
 
@@ -34,7 +36,7 @@ def environment(device: str) -> dict[str, str | int]:
         "commit": commit(),
         "version": __version__,
         "python": platform.python_version(),
-        "torch": _version("torch"),
+        "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
@@ -42,13 +44,17 @@ def environment(device: str) -> dict[str, str | int]:
     }
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version  # a tenth of what `nap --help` takes
+def stamp(device: str, command: str) -> dict[str, Any]:
+    """The head of a result file: `when` it was made, by which `command`, and its `environment`.
 
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
+    That is :func:`environment`, and `device` (`cpu` or `cuda`), how many `devices` there are, and the machine's `load`
+    now, where other work shows.
+    """
+    import torch
+
+    devices = torch.cuda.device_count() if device == "cuda" else 1
+    here = environment(device) | {"device": device, "devices": devices, "load": os.getloadavg()[0]}
+    return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "command": command, "environment": here}
 
 
 def _processor() -> str:
