@@ -21,7 +21,8 @@ import study_overhead
 import study_sections
 from study_figures import draw
 from study_numbers import table
-from study_sections import Records, Section
+from study_plain import STEP, plainly
+from study_sections import Records, Section, step_text
 
 from nap_runtime.errors import NapError, RecordError
 from nap_runtime.models.files import write_text_atomic
@@ -120,7 +121,15 @@ def lines(
     made += [study_sections.others(records), study_sections.across(records, seqdep)]
     sections = [section for section in made if section is not None]
     yield from _HEAD.splitlines()
-    yield from ("", "## In short", "")
+    yield from (
+        "",
+        "## In plain words",
+        "",
+        f"nap-tiny, {step_text(STEP)}; the numbers behind each word stand below.",
+        "",
+    )
+    yield from (f"- {said}" for said in plainly(records, scaling))
+    yield from ("", "## The same with intervals", "")
     yield from (f"- {finding}" for section in sections for finding in section.findings)
     yield from (f"- **Time** ({where}). {said}" for file in scaling for where, said in study_overhead.findings(file))
     yield from ("", *_absent(records, scaling))

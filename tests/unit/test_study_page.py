@@ -24,6 +24,7 @@ import origin  # noqa: E402
 import study_numbers as numbers  # noqa: E402
 import study_overhead as overhead  # noqa: E402
 import study_page  # noqa: E402
+import study_plain as plain  # noqa: E402
 import study_sections as sections  # noqa: E402
 from shaped import tables  # noqa: E402
 
@@ -52,6 +53,19 @@ def test_differences_by_hand() -> None:
     assert found.sign == 1
     same = numbers.difference(one, one, "accuracy")
     assert (same.value, same.low, same.high, same.sign) == (0, 0, 0, 0)
+
+
+def test_plain_words_follow_the_intervals() -> None:
+    one, other = run([1] * 30 + [0] * 10, arness=[0.2] * N), run([1] * 20 + [0] * 20, arness=[0.4] * N)
+    assert plain.directions(one, other, ("accuracy", "arness")) == (
+        "answers are right more often; the order is further from left to right"
+    )
+    assert plain.directions(other, one, ("accuracy", "path_accuracy")) == (
+        "answers are right less often; no change can be told in single paths"
+    )
+    assert plain.directions(one, one, ("accuracy", "path_accuracy", "arness")) == (
+        "no change can be told in the answers, single paths and the order (ARness)"
+    )
 
 
 def test_pairing_is_by_problem() -> None:
