@@ -16,9 +16,9 @@ _SAID = {  # measure → its subject, what is said of a rise and of a fall
     "path_accuracy": ("single paths", "single paths are right more often", "single paths are right less often"),
     "path_agree": ("how paths agree", "paths agree more often", "paths agree less often"),
     "arness": (
-        "ARness",
-        "the order is nearer to left to right (ARness)",
-        "the order is further from left to right (ARness)",
+        "the order (ARness)",
+        "the order is nearer to left to right",
+        "the order is further from left to right",
     ),
 }
 _TALK = {"tokens": "the tokens that were committed", "kv": "keys and values"}
