@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from nap_runtime.errors import UsageError
 from nap_runtime.values import one_of
 
 Stored = Literal["native", "fp8"]
@@ -30,6 +31,15 @@ class Storage:
     def __post_init__(self) -> None:
         one_of("weights", self.weights, STORED)
         one_of("kv", self.kv, STORED)
+
+    def check(self, *, device: str, dtype: str) -> None:
+        """Whether workers of that device and dtype can hold numbers so, as far as it can be told from afar.
+
+        Raises:
+            UsageError: FP8 products of a GPU give bfloat16.
+        """
+        if self.weights == "fp8" and device == "cuda" and dtype != "bfloat16":
+            raise UsageError("weights: 'fp8' on a GPU gives bfloat16; use dtype bfloat16", field="weights")
 
     @property
     def marks(self) -> str:

@@ -38,6 +38,7 @@ from nap_runtime.service.deltas import apply_deltas
 from nap_runtime.service.local import LocalServer
 from nap_runtime.service.v1 import decoder_pb2 as pb
 from nap_runtime.service.v1 import decoder_pb2_grpc as rpc
+from nap_runtime.storage import Storage
 
 pytestmark = pytest.mark.timeout(120)
 SMALL = DecodeConfig(paths=3, path_tokens=6, summary_tokens=4, control_every=2)
@@ -118,6 +119,19 @@ def test_a_job_gives_what_decode_gives(client: Client, model_dir: Path, policy: 
     assert isinstance(events[-1].body, Finished)
     assert events[-1].body.result is not None
     assert events[-1].body.result.tokens == result.tokens
+
+
+def test_a_group_holds_numbers_as_asked(start: Callable[..., LocalServer], model_dir: Path) -> None:
+    server, config = start("--weights", "fp8", "--kv", "fp8"), SMALL.with_values(temperature=1.0, seed=3)
+    with Client(server.address, patience=10.0) as client:
+        result = client.result(client.submit("one two", config).id, record=True)
+        (model,) = client.cluster().models
+    storage = Storage(weights="fp8", kv="fp8")
+    local = api.decode("one two", config, model=model_dir, dtype="float64", storage=storage)
+    assert list(result.tokens) == local.record.final_ids.tolist()
+    assert result.record is not None
+    assert result.record.model == local.record.model
+    assert (model.dtype, model.weights, model.kv) == ("float64", "fp8", "fp8")
 
 
 def test_the_stream_begins_with_the_first_commits(client: Client) -> None:

@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 import torch
 
+from nap_runtime import DecodeConfig, decode
 from nap_runtime.cli import main
 from nap_runtime.decoding.record import DecodeRecord
 from nap_runtime.errors import WorkerError
 from nap_runtime.executor.coordinator import Coordinator
 from nap_runtime.models.shapes import make_model_dir
 from nap_runtime.models.tokenizer import build_word_tokenizer
+from nap_runtime.storage import Storage
 from nap_runtime.study import plots
 from nap_runtime.study.measures import METRICS
 from nap_trainer.words import vocabulary
@@ -323,3 +325,54 @@ def test_the_papers_tables_on_tiny_shapes(nap: Nap, tmp_path: Path) -> None:
     assert by_label["LLaDA Fast-dLLM"]["cache"] == "dual"
     widths = {row["paths"]: row["tokens_per_step"] * row["steps"] for row in rows if row["label"] is None}
     assert widths == {1: 24, 2: 24, 3: 24}  # one total budget
+
+
+NUMBERS = """
+study: numbers
+problems: {{set: words, n: 2, seed: 2}}
+base: {{model: {model}, tokens_per_step: 6}}
+sweeps:
+  - name: numbers
+    by: [weights, kv]
+    metrics: [accuracy]
+    grid: {{weights: [native, fp8], kv: [native, fp8]}}
+  - name: unnamed
+    cases: [{{}}]
+"""
+
+
+def test_numbers_of_weights_and_keys_are_studied(file: Path, tmp_path: Path) -> None:
+    study, out = tmp_path / "numbers.yaml", tmp_path / "out"
+    study.write_text(NUMBERS.format(model=file.parent / "model"))
+    assert main(["study", "run", str(study), "--out", str(out)]) == 0
+    rows = {(row["weights"], row["kv"]): row for row in map(json.loads, (out / "runs.jsonl").read_text().splitlines())}
+    assert len(rows) == 4  # the unnamed one is native's
+    plain = rows["native", "native"]["fingerprint"]
+    assert rows["fp8", "fp8"]["fingerprint"] == f"{plain}+weights-fp8+kv-fp8"
+    for (weights, kv), row in rows.items():
+        record = DecodeRecord.from_bytes((out / "traces" / f"{row['run_id']}.nap").read_bytes())
+        problem = json.loads((out / "problems" / f"{row['run_id']}.jsonl").read_text().splitlines()[0])
+        config = DecodeConfig.from_mapping(record.config)
+        storage = Storage(weights=weights, kv=kv)
+        alone = decode(problem["question"], config, model=file.parent / "model", storage=storage)
+        assert record.final_ids.tolist() == alone.record.final_ids.tolist()
+        assert record.model == alone.record.model
+    assert main(["study", "report", str(out)]) == 0
+    assert "fp8" in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("{weights: int4}", "weights: unknown value 'int4'"),
+        ("{kv: fp4}", "kv: unknown value 'fp4'"),
+        ("{weights: fp8, workers: 3, device: cuda, address: 'ray:6379'}", "weights: 'fp8' on a GPU gives bfloat16"),
+    ],
+)
+def test_numbers_that_cannot_be_held(base: str, message: str, tmp_path: Path, nap: Nap) -> None:
+    study = tmp_path / "s.yaml"
+    study.write_text(f"problems: {{set: words, n: 1}}\nbase: {base}\nsweeps: [{{name: a, cases: [{{}}]}}]\n")
+    code, _, err = nap("study", "run", study, "--out", tmp_path / "out", "--dry-run")
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1

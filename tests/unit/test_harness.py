@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from nap_runtime import DecodeConfig, decode
 from nap_runtime.errors import UsageError
+from nap_runtime.storage import Storage
 from nap_runtime.study import harness
 from nap_runtime.study.harness import completer, parse_args, register, split_args, until_stop
 
@@ -123,3 +125,14 @@ def test_a_prompt_that_does_not_fit_is_an_error() -> None:
 def test_stops() -> None:
     assert until_stop("abcdef", ["e", "c"]) == "ab"
     assert until_stop("abc", ["x", ""]) == "abc"
+
+
+def test_numbers_are_held_as_asked() -> None:
+    storage, asked = Storage(weights="fp8", kv="fp8"), {"weights": "fp8", "kv": "fp8", "paths": 2, "steps": 12}
+    question = "A shirt costs $50 and is on sale for 20% off. What is the final price?"
+    (text,) = completer(asked)([question])
+    assert text == decode(question, DecodeConfig(paths=2, steps=12), storage=storage).summary
+    with pytest.raises(UsageError, match="weights: unknown value 'int4'"):
+        completer({"weights": "int4"})
+    with pytest.raises(UsageError, match="weights: 'fp8' on a GPU gives bfloat16"):
+        completer({"weights": "fp8", "device": "cuda"})

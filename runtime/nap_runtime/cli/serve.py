@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nap_runtime.cli.parser import FAILURE, Parser, number, positive
 from nap_runtime.errors import UsageError
 from nap_runtime.job import COMPILE_MODES, DEVICES, DTYPES
+from nap_runtime.storage import STORED
 
 if TYPE_CHECKING:
     from nap_runtime.service.settings import ServerSettings
@@ -65,6 +66,10 @@ def _add_groups(parser: Parser) -> None:
     group.add_argument("--dtype", metavar="|".join(DTYPES), help="precision of the weights (default: float32)")
     text = "compile steps, or capture them in CUDA graphs too (default: none)"
     group.add_argument("--compile", metavar="|".join(COMPILE_MODES), help=text)
+    text = "numbers of the layers' matrices, made at load (default: native)"
+    group.add_argument("--weights", metavar="|".join(STORED), help=text)
+    text = "numbers of keys and values, and of what syncs carry of them (default: native)"
+    group.add_argument("--kv", metavar="|".join(STORED), help=text)
     group.add_argument("--threads", type=positive, metavar="N", help="torch threads of a group (default: torch's)")
     text = "seconds of silence after which a worker or a group is lost (default: 5)"
     group.add_argument("--liveness", type=number, metavar="S", help=text)
@@ -100,6 +105,8 @@ _GROUP = (
     "device",
     "dtype",
     "compile",
+    "weights",
+    "kv",
     "threads",
     "liveness",
     "stragglers",

@@ -80,8 +80,7 @@ class Settings:
             raise UsageError(text, field="workers")
 
     def _check_numbers(self) -> None:
-        if self.storage.weights == "fp8" and self.device == "cuda" and self.dtype != "bfloat16":
-            raise UsageError("weights: 'fp8' on a GPU gives bfloat16; use dtype bfloat16", field="weights")
+        self.storage.check(device=self.device, dtype=self.dtype)
         if self.bucket is not None:
             at_least("bucket", self.bucket, 1)
             if self.batch_size == 1:

@@ -58,8 +58,9 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
             device=settings.device,
             compile=settings.compile,
             simulate=settings.simulate,
+            storage=settings.storage,
         )
-        return Coordinator(card, executor)
+        return Coordinator(card.stored(settings.storage), executor)
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
 
     check_device(settings.device, elsewhere=runs_elsewhere(on_ray=True, address=settings.address))
@@ -72,8 +73,8 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
         placement=settings.placement or "pack",
     )
     where: dict[str, Any] = {"dtype": check_dtype(settings.dtype), "device": settings.device, "cluster": cluster}
-    how: dict[str, Any] = {"workers": settings.workers, "compile": settings.compile}
-    return Coordinator(card, RayExecutor(card.reference, **how, **where))
+    how: dict[str, Any] = {"workers": settings.workers, "compile": settings.compile, "storage": settings.storage}
+    return Coordinator(card.stored(settings.storage), RayExecutor(card.reference, **how, **where))
 
 
 class GroupProcess:

@@ -59,7 +59,7 @@ class Server:
         settings = self.settings
         tokens = None if settings.tokens is None else Tokens.read(settings.tokens)
         credentials = _credentials(settings)
-        card = read_card(settings.group.model)
+        card = read_card(settings.group.model).stored(settings.group.storage)
         self._lock = _lock(settings.journal)
         self._journal = AsyncJournal(settings.journal)
         self._ledger = Ledger(settings, card, self._journal, self.figures, self.log)

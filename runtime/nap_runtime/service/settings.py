@@ -10,6 +10,7 @@ from typing import get_args
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES, MAX_CANVAS, MAX_PATHS, CompileMode, at_least, check_compile, one_of
 from nap_runtime.policy import Placement
+from nap_runtime.storage import Storage, Stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class GroupSettings:
         workers: W of each group; 1 decodes in the group's own process, more run on Ray, or with `simulate` as threads.
         device, dtype: where and in what precision.
         compile: whether steps are compiled, or captured in CUDA graphs too.
+        weights, kv: numbers of the layers' matrices, and of keys and values (`Storage`).
         address: a Ray cluster that runs already (None: each group starts a local one).
         spares: warm workers that wait for another to die; on Ray only.
         liveness: seconds of silence after which a worker, or a group's process, counts as lost.
@@ -74,6 +76,8 @@ class GroupSettings:
     device: str = "cpu"
     dtype: str = "float32"
     compile: CompileMode = "none"
+    weights: Stored = "native"
+    kv: Stored = "native"
     address: str | None = None
     spares: int = 0
     liveness: float = 5.0
@@ -85,6 +89,7 @@ class GroupSettings:
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, DTYPES)
         check_compile(self.compile, device=self.device, simulated=self.simulate)
+        self.storage.check(device=self.device, dtype=self.dtype)
         one_of("stragglers", self.stragglers, STRAGGLERS)
         at_least("workers", self.workers, 1)
         at_least("spares", self.spares, 0)
@@ -99,6 +104,11 @@ class GroupSettings:
                 raise UsageError(f"{name}: only several workers run on Ray; give --workers too", field=name)
         if not self.liveness >= 1:
             raise UsageError("liveness: give at least 1 second", field="liveness")
+
+    @property
+    def storage(self) -> Storage:
+        """How workers hold numbers."""
+        return Storage(weights=self.weights, kv=self.kv)
 
     @property
     def on_ray(self) -> bool:

@@ -170,4 +170,6 @@ def _model(card: ModelCard, group: GroupSettings) -> pb.ModelInfo:
         vocabulary=config.vocab_size,
         max_canvas=config.max_positions,
         dtype=group.dtype,
+        weights=group.weights,
+        kv=group.kv,
     )

@@ -6,7 +6,7 @@ is `lm_eval` with one model more. The package lm-eval is no dependency: it is im
 point that models could hang on, so `lm_eval` itself knows `nap` only after `nap_runtime.study.harness.register()`.
 
 `model_args` are the keys of `DecodeConfig`, those of its `sync` as `sync.mode`, `sync.every` and so on, and
-`pretrained`, `workers`, `simulate`, `device`, `dtype`, `tokens_per_step`, `batch_size`.
+`pretrained`, `workers`, `simulate`, `device`, `dtype`, `weights`, `kv`, `tokens_per_step`, `batch_size`.
 Only generation is there: a masked diffusion model gives no likelihood of a continuation, so tasks that score choices
 by likelihood are refused.
 """
@@ -18,10 +18,12 @@ from typing import Any
 
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult
+from nap_runtime.storage import Storage
 from nap_runtime.study.budget import with_tokens_per_step
 
 Complete = Callable[[Sequence[str]], list[str]]
-_OWN = ("pretrained", "workers", "simulate", "device", "dtype", "tokens_per_step", "batch_size", "max_batch_size")
+_OWN = ("pretrained", "workers", "simulate", "device", "dtype", "weights", "kv", "tokens_per_step", "batch_size",
+        "max_batch_size")  # fmt: skip
 _ONLY_TEXT = "lm-eval: `nap` generates text; a masked diffusion model gives no likelihoods. Use a generate_until task"
 
 
@@ -52,9 +54,12 @@ def completer(values: Mapping[str, Any]) -> Complete:
     from nap_runtime.models.loading import read_card
 
     own, mapping = split_args(values)
+    storage = Storage(**{key: own[key] for key in ("weights", "kv") if key in own})
+    storage.check(device=own.get("device", "cpu"), dtype=own.get("dtype", "float32"))
     card = read_card(str(own.get("pretrained", "nap-tiny")))
     where: dict[str, Any] = {key: own[key] for key in ("simulate", "device", "dtype") if key in own}
-    coordinator = Coordinator(card, make_executor(card, workers=int(own.get("workers", 1)), **where))
+    executor = make_executor(card, workers=int(own.get("workers", 1)), storage=storage, **where)
+    coordinator = Coordinator(card.stored(storage), executor)
     config = coordinator.resolve(DecodeConfig.from_mapping(mapping))
     config = with_tokens_per_step(config, own.get("tokens_per_step"))
     size = int(own.get("batch_size", 1)) if str(own.get("batch_size", 1)).isdigit() else 1

@@ -26,6 +26,7 @@ from nap_runtime.job import DecodeConfig, DecodeResult, at_least
 from nap_runtime.models.files import atomic_path, write_text_atomic
 from nap_runtime.models.loading import ModelCard, read_card
 from nap_runtime.models.prompting import DecodeDefaults, build_layout, prompt_ids, resolve
+from nap_runtime.storage import Storage
 from nap_runtime.study.budget import slots_of, with_tokens_per_step
 from nap_runtime.study.environment import environment
 from nap_runtime.study.evaluation import decode_rows, summarise
@@ -35,12 +36,12 @@ from nap_runtime.study.rows import RowFile, digest_of
 from nap_runtime.study.spec import RunSpec, Study
 from nap_runtime.study.table import write_tables
 
-GroupKey = tuple[str, int, str, str, str, str | None]
+GroupKey = tuple[str, int, str, str, str, str | None, Storage]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run that has been checked against its model and problems. `config` is resolved."""
+    """A run that has been checked against its model and problems. `config` is resolved, `card` that of its storage."""
 
     id: str
     spec: RunSpec
@@ -62,11 +63,25 @@ class Run:
         return "simulated" if self.spec.place("simulate", False) else "ray"
 
     @property
+    def storage(self) -> Storage:
+        """How workers hold numbers."""
+        return storage_of(self.spec)
+
+    @property
     def group(self) -> GroupKey:
         """Runs of one group share loaded weights and warm workers."""
         place = self.spec.place
         return (str(self.card.path), self.workers, self.execution, place("device", "cpu"), place("dtype", "float32"),
-                place("address"))  # fmt: skip
+                place("address"), self.storage)  # fmt: skip
+
+
+def storage_of(spec: RunSpec) -> Storage:
+    """`weights` and `kv` of a run.
+
+    Raises:
+        UsageError: a value is unknown.
+    """
+    return Storage(weights=spec.place("weights", "native"), kv=spec.place("kv", "native"))
 
 
 @dataclass(slots=True)
@@ -113,7 +128,8 @@ def plan(study: Study) -> list[Run]:
 
 
 def _checked(reader: Reader, spec: RunSpec, sweep: str) -> Run:
-    card = reader.card(str(spec.place("model", "nap-tiny")))
+    storage = storage_of(spec)
+    card = reader.card(str(spec.place("model", "nap-tiny"))).stored(storage)
     if card.tokenizer is None:
         raise UsageError("model: it has no tokenizer; problems need one", field="model")
     for name in ("workers", "batch_size", "bucket"):
@@ -121,6 +137,7 @@ def _checked(reader: Reader, spec: RunSpec, sweep: str) -> Run:
     on_ray = int(spec.place("workers", 1)) > 1 and not spec.place("simulate", False)
     check_device(spec.place("device", "cpu"), elsewhere=runs_elsewhere(on_ray=on_ray, address=spec.place("address")))
     check_dtype(spec.place("dtype", "float32"))
+    storage.check(device=spec.place("device", "cpu"), dtype=spec.place("dtype", "float32"))
     per_step = spec.place("tokens_per_step")
     if per_step is not None:
         at_least("tokens_per_step", per_step, 1)
@@ -141,7 +158,8 @@ def _id(run: Run) -> str:
     """A digest of all that decides the run's rows, and of where its times come from."""
     asked = [[problem.question, problem.gold] for problem in run.problems]
     batch = run.spec.place("batch_size", 1)
-    values = {"model": run.card.fingerprint, "config": run.config.to_mapping(), "where": run.group[1:], "batch": batch}
+    *where, _ = run.group[1:]  # the storage is in the fingerprint
+    values = {"model": run.card.fingerprint, "config": run.config.to_mapping(), "where": where, "batch": batch}
     return digest_of({**values, "problems": digest_of(asked)})
 
 
@@ -299,6 +317,8 @@ def settings_columns(run: Run) -> dict[str, Any]:
         "execution": run.execution,
         "device": place("device", "cpu"),
         "dtype": place("dtype", "float32"),
+        "weights": run.storage.weights,
+        "kv": run.storage.kv,
         "batch_size": place("batch_size", 1),
         "tokens_per_step": slots_of(run.config) / steps,
         **config,
@@ -355,6 +375,7 @@ class Workers:
                 device=run.spec.place("device", "cpu"),
                 simulate=run.execution == "simulated",
                 address=run.spec.place("address"),
+                storage=run.storage,
             )
             self._key, self._coordinator = run.group, Coordinator(run.card, executor)
         return self._coordinator

@@ -15,7 +15,8 @@
 
 A sweep's runs are `base`, over it each combination of the grid, over it each case; equal ones are one run. Keys are
 those of `DecodeConfig`, those of its sync as `sync.KEY`, of the problems as `problems.KEY`, and model, workers,
-simulate, device, dtype, batch_size, bucket, address, tokens_per_step, label. null takes a key of `base` away.
+simulate, device, dtype, weights, kv, batch_size, bucket, address, tokens_per_step, label. null takes a key of `base`
+away.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.study.measures import METRICS
 
-PLACE = ("model", "workers", "simulate", "device", "dtype", "batch_size", "bucket", "address", "tokens_per_step",
-         "label")  # fmt: skip
+PLACE = ("model", "workers", "simulate", "device", "dtype", "weights", "kv", "batch_size", "bucket", "address",
+         "tokens_per_step", "label")  # fmt: skip
 PROBLEMS = ("set", "n", "seed", "data", "ask", "options")
 DEFAULT_METRICS = ("accuracy", "arness", "path_agree", "staleness_mean", "bytes_per_token")
 _TOP = ("study", "title", "about", "set", "problems", "base", "sweeps", "pareto")

@@ -770,17 +770,21 @@ class Straggler(_message.Message):
     def __init__(self, worker: _Optional[int] = ..., host: _Optional[str] = ..., factor: _Optional[float] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "architecture", "parameters", "vocabulary", "max_canvas", "dtype")
+    __slots__ = ("name", "architecture", "parameters", "vocabulary", "max_canvas", "dtype", "weights", "kv")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     MAX_CANVAS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     parameters: int
     vocabulary: int
     max_canvas: int
     dtype: str
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., vocabulary: _Optional[int] = ..., max_canvas: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
+    weights: str
+    kv: str
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., vocabulary: _Optional[int] = ..., max_canvas: _Optional[int] = ..., dtype: _Optional[str] = ..., weights: _Optional[str] = ..., kv: _Optional[str] = ...) -> None: ...
