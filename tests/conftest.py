@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from math import floor, log
@@ -225,7 +225,7 @@ def collect() -> Callable[..., Decoded]:
 
 @pytest.fixture(scope="session")
 def decode_inline(make_task: Callable[..., Task], collect: Callable[..., Decoded]) -> Callable[..., Decoded]:
-    """`(model, layout, config, prompts, placed=1, dtype=float64)` → the decode on simulated workers."""
+    """`(model, layout, config, prompts, placed=1, dtype=float64, …)` → the decode on simulated workers."""
 
     def run(
         model: Denoiser,
@@ -235,8 +235,9 @@ def decode_inline(make_task: Callable[..., Task], collect: Callable[..., Decoded
         placed: int | Sequence[int] = 1,
         dtype: torch.dtype = torch.float64,
         cancelled: Callable[[], bool] = lambda: False,
+        narrow: bool = True,
     ) -> Decoded:
-        task = make_task(layout, config, prompts, placed)
+        task = replace(make_task(layout, config, prompts, placed), narrow=narrow)
         executor = InlineExecutor(model, workers=task.plan.assignment.workers, dtype=dtype)
         return collect(executor, task, cancelled=cancelled)
 

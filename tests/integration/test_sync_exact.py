@@ -357,7 +357,7 @@ def test_a_closed_canvas_stops_early_on_every_worker(nap_layout: Any, decode_inl
 
 def test_a_batch_goes_on_until_its_last_canvas_has_closed(nap_layout: Any, decode_inline: Any) -> None:
     class TwoScripts(Scripted):
-        """The second canvas of the batch (prompt 41) never closes its first path early."""
+        """The second canvas of the batch never closes its first path early."""
 
         def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Any) -> Tensor:
             return super().forward_rows(ids_BR, rows_R, attend) + 1000 * torch.arange(len(ids_BR))[:, None, None]
@@ -373,7 +373,7 @@ def test_a_batch_goes_on_until_its_last_canvas_has_closed(nap_layout: Any, decod
     denoiser.long_NV = Scripted(long, layout.size).logits_NV  # type: ignore[attr-defined]
     for policy in EQUALS_ONE_DEVICE:
         config = DecodeConfig(paths=2, sync=policy, control_every=2)
-        got = decode_inline(denoiser, layout, config, [(40,) * 5, (40,) * 5], 2)
+        got = decode_inline(denoiser, layout, config, [(40,) * 5, (40,) * 5], 2, narrow=False)
         assert got.ids == [short_canvas, long_canvas], name(policy)
 
 

@@ -53,7 +53,7 @@ BY_HAND: list[dict[str, Any]] = [
 class Replayed:
     """Stands in for CUDA graphs: what was captured first is done again, whatever step is due."""
 
-    def __init__(self, wire: Any) -> None:
+    def __init__(self, wire: Any, beside: Any = None) -> None:
         self.captured: dict[Hashable, Callable[[], None]] = {}
         self.runs: list[Hashable] = []
         Replayed.last = self

@@ -151,6 +151,11 @@ class Plan:
         """T_p, where the summary phase begins; T where there is none."""
         return len(self.schedule.paths) or self.schedule.steps
 
+    @property
+    def views_count(self) -> bool:
+        """Whether the summary is read as the last sync left it: then none is left out, whatever a batch's others do."""
+        return self.config.sync.summary == "consensus" and self.config.sync.mode != "none"
+
 
 class Coordination:
     """A replica of the state machine. `next` gives the next instruction; `events` is what was exchanged so far.
@@ -198,15 +203,10 @@ class Coordination:
         if self._plan.schedule.canvas:
             self._skip_blocks(control.blocks_done)
             return Finish() if self._step >= self._plan.schedule.steps else self._canvas_step()
-        if control.paths_closed and self._step < self._plan.path_steps and not self._views_count:
+        if control.paths_closed and self._step < self._plan.path_steps and not self._plan.views_count:
             self._step, self._under_way = self._plan.path_steps, None
             return self.next(Control())
         return self._path_step() if self._step < self._plan.path_steps else self._summary_step()
-
-    @property
-    def _views_count(self) -> bool:
-        """Whether the summary is read as the last sync left it: then none is left out, whatever a batch's others do."""
-        return self._sync.summary == "consensus" and self._sync.mode != "none"
 
     def _refresh(self) -> Instruction:
         """The first step after a failure: every worker computes every row by itself, and nothing travels.

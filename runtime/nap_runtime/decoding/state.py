@@ -69,10 +69,19 @@ class CanvasState:
             score=torch.zeros_like(ids_BN, dtype=torch.float64),
         )
 
+    def first(self, lanes: int) -> CanvasState:
+        """The first so many canvases: the same memory."""
+        return CanvasState(*(tensor[:lanes] for tensor in self.tensors))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it, by canvas."""
+        return [getattr(self, field.name) for field in fields(self)]
+
     def become(self, other: CanvasState) -> None:
         """Take over another state's values; the tensors stay where they are."""
-        for field in fields(self):
-            getattr(self, field.name).copy_(getattr(other, field.name))
+        for mine, its in zip(self.tensors, other.tensors, strict=True):
+            mine.copy_(its)
 
     def restore(self, deltas: Sequence[Sequence[CanvasDelta]]) -> None:
         """Put back what was decided before; `deltas[canvas]` ordered by step."""

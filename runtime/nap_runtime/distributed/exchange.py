@@ -10,6 +10,7 @@ S slots of one worker (padded).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -215,18 +216,50 @@ class Partials:
         return merge_partials(everyone[..., :-1], everyone[..., -1]).to(o_BHRE.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a worker has told its peers of its tokens, counted on the device.
+
+    Attributes:
+        tokens: how many, int64 [].
+        before_B: of each canvas the step before which all has been told, int64 [B].
+    """
+
+    tokens: Tensor
+    before_B: Tensor
+
+    @classmethod
+    def nothing(cls, batch: int, device: torch.device) -> Told:
+        """Before the first exchange of a batch."""
+        zeros = torch.zeros(batch + 1, dtype=torch.int64, device=device)
+        return cls(zeros[0], zeros[1:])
+
+    def restart(self) -> None:
+        """Count from the beginning of another batch."""
+        self.tokens.zero_()
+        self.before_B.zero_()
+
+    def first(self, lanes: int) -> Told:
+        """The same counters, for an exchange of the first so many canvases."""
+        return Told(self.tokens, self.before_B[:lanes])
+
+
 class TokenExchange:
     """Committed ids and confidences of every worker's slots, as a dense buffer [2, B, S] of 32-bit words.
 
-    A dense buffer has one shape however many tokens were committed; the payload counts only what is new. How much
-    that is stays on the device (`told`, int64 []) and is read after the job.
+    A dense buffer has one shape however many tokens were committed; the payload counts only what is new, in `told`.
     """
 
-    def __init__(self, wire: Wire, slots_by_worker: Sequence[Sequence[int]], state: CanvasState, mask_id: int) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        slots_by_worker: Sequence[Sequence[int]],
+        state: CanvasState,
+        mask_id: int,
+        told: Told,
+    ) -> None:
         self._shares = _RowShares(wire, slots_by_worker, state.ids.device)
-        self._state, self._mask_id = state, mask_id
-        self.told = torch.zeros((), dtype=torch.int64, device=state.ids.device)
-        self._told_before = 0
+        self._state, self._mask_id, self._told = state, mask_id, told
         shape = (2, state.ids.shape[0], self._shares.widest)
         self._send = state.ids.new_full(shape, -1, dtype=torch.int32)
         self._recv = state.ids.new_full((wire.comm.world, *shape), -1, dtype=torch.int32)
@@ -237,11 +270,6 @@ class TokenExchange:
             self._pack(step)
             self._shares.wire.all_gather(self._recv, self._send, payload_bytes=0)
             self._unpack()
-
-    def restart(self) -> None:
-        """Count from the beginning of another batch."""
-        self.told.zero_()
-        self._told_before = 0
 
     def begin(self, step: int) -> Beside:
         """Send what was decided before `step`, beside what is computed next."""
@@ -259,8 +287,9 @@ class TokenExchange:
         mine = self._shares.mine
         self._send[0, :, : len(mine)] = self._state.committed_ids(mine)
         self._send[1, :, : len(mine)] = self._state.score[:, mine].float().view(torch.int32)
-        self.told += (self._state.step[:, mine] >= self._told_before).sum()
-        self._told_before = step
+        told = self._told
+        told.tokens.add_((self._state.step[:, mine] >= told.before_B.unsqueeze(-1)).sum())
+        told.before_B.fill_(step)
 
     def _unpack(self) -> None:
         for rank, slots in self._shares.peers():

@@ -179,13 +179,13 @@ class Coordinator:
         if any(outcome.cancelled for outcome in outcomes):
             raise CancelledError("the decode was cancelled")
         firsts = [outcome.meters.first_commit_seconds for outcome in outcomes]
-        meters = RunMeters(
-            workers=tuple(outcome.meters for outcome in outcomes),
-            seconds=seconds,
-            seconds_first_commit=min((t for t in firsts if t is not None), default=seconds),
-            batch=len(batch.jobs),
-        )
-        return [self._result(batch, canvas, outcomes, progress, meters) for canvas in range(len(batch.jobs))]
+        first = min((t for t in firsts if t is not None), default=seconds)
+
+        def meters(canvas: int) -> RunMeters:
+            workers = tuple(outcome.meters_of(canvas) for outcome in outcomes)
+            return RunMeters(workers=workers, seconds=seconds, seconds_first_commit=first, batch=len(batch.jobs))
+
+        return [self._result(batch, canvas, outcomes, progress, meters(canvas)) for canvas in range(len(batch.jobs))]
 
     def _run(
         self, batch: Batch, progress: Progress, observer: Observer, cancelled: Callable[[], bool]
@@ -240,7 +240,9 @@ class Coordinator:
             steps=task.plan.schedule.steps,
             deltas=progress.deltas(canvas),
             syncs=progress.events,
-            forwards=progress.forwards,
+            forwards=tuple(
+                outcome.forwards_of(canvas, steps) for outcome, steps in zip(outcomes, progress.forwards, strict=True)
+            ),
             final_ids=_final_ids(task, canvas, outcomes),
         )
         if unsure := [delta.step for delta in record.deltas if np.isnan(delta.log_confidence).any()]:

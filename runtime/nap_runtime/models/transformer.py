@@ -42,6 +42,10 @@ class KVStore:
         """Bytes held by both buffers."""
         return self.k_LBGNE.nbytes + self.v_LBGNE.nbytes
 
+    def first(self, lanes: int) -> Self:
+        """The same buffers, of the first so many canvases only."""
+        return type(self)(self.k_LBGNE[:, :lanes], self.v_LBGNE[:, :lanes])
+
     def write(self, layer: int, rows_R: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> None:
         """Overwrite the rows' keys and values of one layer in place (rows_R: int64 positions)."""
         self.put(layer, rows_R, self.pack(k_BGRE), self.pack(v_BGRE))

@@ -25,18 +25,21 @@ from nap_runtime.decoding.machine import (
     Sync,
 )
 from nap_runtime.decoding.record import SyncEvent
-from nap_runtime.decoding.state import Kind
+from nap_runtime.decoding.state import CanvasState, Kind
 from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge_flags
 from nap_runtime.distributed.exchange import TOKEN_BYTES
 from nap_runtime.distributed.wire import Beside, Pace
 from nap_runtime.models.compiled import EAGER_STEP, CompileOptions
+from nap_runtime.worker.crowd import Crowd
 from nap_runtime.worker.denoiser import Denoiser as Denoiser
+from nap_runtime.worker.lanes import Lanes
 from nap_runtime.worker.padding import in_columns
 from nap_runtime.worker.reporting import Report, Reporter
+from nap_runtime.worker.resources import Resources
 from nap_runtime.worker.selection import Selector
 from nap_runtime.worker.settling import Settling
 from nap_runtime.worker.station import Stations
-from nap_runtime.worker.stepping import Due
+from nap_runtime.worker.stepping import Due, Stepper
 from nap_runtime.worker.task import Outcome, Task
 from nap_runtime.worker.task import Resume as Resume
 
@@ -85,7 +88,15 @@ class BlockWorker:
 
 
 class _Run:
-    """One batch on one worker: its canvases, and what each instruction does to them."""
+    """One batch on one worker: its canvases, and what each instruction does to them.
+
+    `state`, `resources`, `stepper` and `selector` are of the canvases that are computed now.
+    """
+
+    state: CanvasState
+    resources: Resources
+    stepper: Stepper
+    selector: Selector
 
     def __init__(
         self,
@@ -98,9 +109,11 @@ class _Run:
         self.denoiser, self.rank = worker.denoiser, worker.comm.rank
         begin = 0 if task.resume is None else task.resume.step
         self.machine = Coordination(task.plan, resume=begin)
-        station = worker.stations.take(worker, task)
-        self.wire, self.state, self.resources = station.wire, station.state, station.resources
-        self.stepper = station.stepper(self._commit)
+        self._station = station = worker.stations.take(worker, task)
+        self.wire = station.wire
+        self._forwards: list[int] = []
+        self._take_up()
+        self._crowd = Crowd(self.plan, len(task.prompts), narrow=task.narrow)
         self.reporter = Reporter(
             self.state,
             worker=self.rank,
@@ -111,7 +124,6 @@ class _Run:
             padding=station.padding,
             blocks=[self.resources.slots_of(block) for block in range(len(self.plan.schedule.block_steps))],
         )
-        self.selector = Selector(self.plan, self.denoiser, self.resources, self.state, self.rank)
         self._on_report = on_report
         self._settling = self._watch_summary(len(task.prompts))
         self.reporter.settling = self._settling
@@ -131,6 +143,13 @@ class _Run:
         self._given = given_to(self.rank, given, over_canvas=bool(task.plan.schedule.canvas))
         self._beside: Beside | None = None  # an exchange under way beside the steps
 
+    def _take_up(self) -> None:
+        """Go on with the canvases that are computed now."""
+        section = self._station.section()
+        self.state, self.resources = section.state, section.resources
+        self.stepper = section.stepper(self._commit, self._forwards)
+        self.selector = Selector(self.plan, self.denoiser, self.resources, self.state, self.rank)
+
     def _watch_summary(self, batch: int) -> Settling | None:
         settle, device = self.config.sync.settle, self.state.ids.device
         if settle is None:
@@ -141,6 +160,8 @@ class _Run:
 
     def obey(self, todo: Step | Sync | Arrive | Summarise) -> bool:
         """Carry out one instruction. False: this worker's part is over."""
+        if (lanes := self._crowd.readmitted(todo.step)) is not None:
+            self._move(lanes, todo.step)
         if isinstance(todo, Step):
             self._do_step(todo)
             return True
@@ -170,6 +191,7 @@ class _Run:
         exchange = self.resources.kv if todo.mode == "kv" else self.resources.tokens
         exchange.arrive(self._beside)
         self._beside = None
+        self._regroup(todo.step)
 
     def _drop(self) -> None:
         """Wait for an exchange that nobody needs any more: its peers wait for it too."""
@@ -239,7 +261,8 @@ class _Run:
         if step >= self.plan.path_steps or not any(settled) or settled == self._given_up:
             return
         self._given_up = settled
-        canvases_B = torch.tensor(settled, dtype=torch.bool, device=self.state.ids.device)
+        here = [settled[canvas] for canvas in self._station.lanes.canvases]
+        canvases_B = torch.tensor(here, dtype=torch.bool, device=self.state.ids.device)
         for path in self._paths:
             self.state.give_up(self.resources.regions[path], canvases_B, self.layout.fill_id, step - 1)
         self._dirty = True
@@ -273,6 +296,20 @@ class _Run:
         needed = len(summary.rows) if step.summary is not None and summary is not None else self._own_rows
         return max(rows - needed, 0)
 
+    # -- canvases that leave the forwards, and come back ------------------------------------------------------------
+
+    def _regroup(self, step: int) -> None:
+        """Leave canvases out that nothing is to be done for; not while an exchange is under way that brings theirs."""
+        if self._beside is None and (lanes := self._crowd.narrowed(step)) is not None:
+            self._move(lanes, step)
+
+    def _move(self, lanes: Lanes, step: int) -> None:
+        self.stepper.flush()
+        self._crowd.note(lanes, step, rows=self.wire.rows_computed, extra=self.wire.rows_recomputed)
+        self._station.move(lanes, [] if self._settling is None else self._settling.tensors)
+        self._take_up()
+        self.reporter.look_at(self.state, lanes.canvases)
+
     # -- control ------------------------------------------------------------------------------------------------
 
     def control(self) -> Control | None:
@@ -289,6 +326,8 @@ class _Run:
         word = self._control_word(step, as_of=step - period) if step % period == 0 else None
         if due:
             self.reporter.report(step)
+        if word is not None:
+            self._regroup(step)
         return word
 
     def _control_word(self, step: int, *, as_of: int) -> Control | None:
@@ -298,8 +337,10 @@ class _Run:
         """
         word = None
         if self._pending is not None:
-            go, paths_closed, all_closed, blocks, *stop = merge_flags(self._pending.wait())
-            self._give_up(stop, step)
+            go, paths_closed, all_closed, blocks, *each = merge_flags(self._pending.wait())
+            batch = len(self._given_up)
+            self._crowd.done = each[:batch]
+            self._give_up(each[batch:], step)
             word = Control(
                 cancel=not go, paths_closed=bool(paths_closed), all_closed=bool(all_closed), blocks_done=blocks
             )
@@ -310,14 +351,15 @@ class _Run:
         settled = self.reporter.settled(as_of)
         if self.rank != 0 and self.config.sync.mode != "exact":
             settled = (1,) * len(settled)  # it does not know, so it has no objection
-        flags = (int(not self._cancelled()), int(self._own_done), int(all_done), blocks_done, *settled)
+        done = self.reporter.done(as_of)
+        flags = (int(not self._cancelled()), int(self._own_done), int(all_done), blocks_done, *done, *settled)
         self._pending = self._control_comm.start_flags(flags)
         return word
 
     def _hand_on(self, report: Report) -> None:
         """A report with what the worker did since its last one."""
         assert self._on_report is not None
-        forwards = tuple(step for step in self.stepper.forwards[self._told_forwards :] if step < report.step)
+        forwards = tuple(step for step in self._forwards[self._told_forwards :] if step < report.step)
         self._told_forwards += len(forwards)
         events: tuple[SyncEvent, ...] = ()
         if self.rank == 0:
@@ -332,22 +374,23 @@ class _Run:
         if self._pending is not None:
             self._pending.wait()
         self.reporter.report(self.plan.schedule.steps, last=True)
-        slots, state = np.array(self.resources.partition[self.rank], dtype=np.int64), self.state
-        at = torch.from_numpy(slots).to(state.ids.device)
+        slots, state = np.array(self.resources.partition[self.rank], dtype=np.int64), self._station.canvases
+        at, lane_B = torch.from_numpy(slots).to(state.ids.device), self._station.lanes.lane_of()
         self._count_told_tokens()
         return Outcome(
             worker=self.rank,
             slots=slots,
-            ids=state.ids[:, at].cpu().numpy(),
-            step=state.step[:, at].cpu().numpy(),
-            committed=(state.kind[:, at] == int(Kind.COMMIT)).cpu().numpy(),
+            ids=state.ids[:, at].cpu().numpy()[lane_B],
+            step=state.step[:, at].cpu().numpy()[lane_B],
+            committed=(state.kind[:, at] == int(Kind.COMMIT)).cpu().numpy()[lane_B],
             meters=self.wire.meters(),
-            forwards=tuple(self.stepper.forwards),
+            forwards=tuple(self._forwards),
             events=tuple(self.machine.events),
             cancelled=cancelled,
+            away=self._crowd.end(rows=self.wire.rows_computed, extra=self.wire.rows_recomputed),
         )
 
     def _count_told_tokens(self) -> None:
         """The payload of token exchanges: 8 bytes for each own token that was told, fills too, once."""
         if self.wire.comm.world > 1:
-            self.wire.payload_bytes += int(self.resources.tokens.told) * TOKEN_BYTES
+            self.wire.payload_bytes += int(self._station.told.tokens) * TOKEN_BYTES

@@ -23,12 +23,13 @@ from nap_runtime.distributed.exchange import (
     LayerKeysBeside,
     Partials,
     TokenExchange,
+    Told,
 )
 from nap_runtime.distributed.wire import Wire
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.config import ModelConfig
-from nap_runtime.models.quantised import PackedAttention, PackedStore, store_of
-from nap_runtime.models.transformer import Attend
+from nap_runtime.models.quantised import PackedAttention, PackedStore
+from nap_runtime.models.transformer import Attend, KVStore
 from nap_runtime.policy import CONSENSUS_TOP
 from nap_runtime.worker.caches import ScatterAttention, block_slots, changed_rows
 from nap_runtime.worker.padding import Padding
@@ -58,15 +59,21 @@ class ScoredSlots:
     positions: Tensor
 
 
+def views_of(plan: Plan) -> int:
+    """How often each canvas goes through the network: with guidance twice, later without its prompt."""
+    return 2 if plan.config.cfg else 1
+
+
 class Resources:
-    """One worker's tensors for one batch.
+    """One worker's tensors for one batch, or for its first canvases.
 
     Args:
         plan: the decode; `model` the network's shape.
         wire: what exchanges go through.
         state: the worker's canvases.
-        dtype: of the K/V store; float8 e4m3 makes it a packed one.
+        store: keys and values of those canvases; with guidance each stands in it twice.
         padding: how far canvases with shorter prompts stand to the right.
+        told: what token exchanges count in.
     """
 
     def __init__(
@@ -76,8 +83,9 @@ class Resources:
         wire: Wire,
         state: CanvasState,
         *,
-        dtype: torch.dtype,
+        store: KVStore,
         padding: Padding,
+        told: Told,
     ) -> None:
         self.padding = padding
         self._plan, self._layout, self._assignment = plan, plan.layout, plan.assignment
@@ -85,9 +93,7 @@ class Resources:
         self._wire, self._state = wire, state
         self._rank, self._workers = wire.comm.rank, range(wire.comm.world)
         self._device, self._shift = state.ids.device, int(model.shifted_logits)
-        batch, positions = state.ids.shape
-        self._views = 2 if plan.config.cfg else 1  # with guidance each canvas stands twice, later without its prompt
-        self._store = store_of(model, batch=self._views * batch, positions=positions, dtype=dtype, device=self._device)
+        self._views, self._store, self._told = views_of(plan), store, told
         self._computed: dict[tuple[Rows, Layerwise, int | None], ComputedRows] = {}
         self._scored: dict[tuple[Rows, int | None, tuple[int, ...]], ScoredSlots] = {}
         self._blocks: dict[int, Region] = {}
@@ -138,7 +144,7 @@ class Resources:
     @cached_property
     def tokens(self) -> TokenExchange:
         """The exchange of `tokens` and `gather`."""
-        return TokenExchange(self._wire, self.path_slots, self._state, self._layout.mask_id)
+        return TokenExchange(self._wire, self.path_slots, self._state, self._layout.mask_id, self._told)
 
     @cached_property
     def own_summary_slots(self) -> tuple[int, ...]:
@@ -236,11 +242,6 @@ class Resources:
             without_BN[:, : self._layout.prompt_tokens] = self._layout.mask_id
             ids_BN = torch.cat([ids_BN, without_BN])
         return ids_BN[:, rows] if rows.dim() == 1 else ids_BN.gather(1, rows)
-
-    def restart(self) -> None:
-        """Forget what the last batch was told; its keys and values are all computed anew at the first step."""
-        if "tokens" in self.__dict__:
-            self.tokens.restart()
 
     @property
     def views(self) -> int:

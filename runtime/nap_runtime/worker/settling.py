@@ -19,9 +19,14 @@ class Settling:
         self._times = torch.zeros(batch, dtype=torch.int64, device=device)
         self.at = torch.full((batch,), -1, dtype=torch.int64, device=device)
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it, by canvas."""
+        return [self.at, self._times, self._last]
+
     def note(self, step: int, ids_BS: Tensor) -> None:
-        """The provisional summaries of a step."""
-        same_B = (ids_BS == self._last).all(-1)
-        self._times = torch.where(same_B, self._times + 1, 1)
-        self.at = torch.where((self.at < 0) & (self._times >= self._patience), step, self.at)
-        self._last = ids_BS
+        """The provisional summaries of a step; where there are fewer than B, those of the first canvases."""
+        at_B, times_B, last_BS = (tensor[: len(ids_BS)] for tensor in self.tensors)
+        times_B.copy_(torch.where((ids_BS == last_BS).all(-1), times_B + 1, 1))
+        at_B.copy_(torch.where((at_B < 0) & (times_B >= self._patience), step, at_B))
+        last_BS.copy_(ids_BS)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -244,13 +244,14 @@ class StepGraphs:
 
     Args:
         wire: counts what a captured step sends, at each replay; how long it waits inside is not known.
+        beside: graphs that are never replayed at the same time, with whom memory is shared too.
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, beside: StepGraphs | None = None) -> None:
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Traffic]] = {}
         self._seen: set[Hashable] = set()
         self._wire = wire
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = torch.cuda.graph_pool_handle() if beside is None else beside._pool
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
         """Do the work: the first time as it is, which compiles; the second time it is captured; then replayed."""
@@ -278,6 +279,7 @@ class Stepper:
     Args:
         by_hand: commits a step from its hidden states, operation by operation, and says whether it may have.
         device_steps, graphs: None where they are not used.
+        forwards: the steps that were carried out; others may have added to it before.
     """
 
     def __init__(
@@ -290,12 +292,13 @@ class Stepper:
         device_steps: DeviceSteps | None = None,
         graphs: StepGraphs | None = None,
         unroll: int = 1,
+        forwards: list[int],
     ) -> None:
         self._denoiser, self._resources, self._wire, self._by_hand = denoiser, resources, wire, by_hand
         self._device_steps, self._graphs, self._unroll = device_steps, graphs, unroll
         self._waiting: list[tuple[Due, StepShape]] = []
         self._number = -1  # what stands in the device's `number`
-        self.forwards: list[int] = []
+        self.forwards = forwards
 
     @property
     def waits(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +25,8 @@ class Task:
     that follows closely; nothing else depends on it. `report_early` asks for one after the first commits too.
     `resume` begins in the middle of a decode that lost a worker. `given[canvas]` are tokens that paths get at step 0,
     whatever the network says: fills of path slots, each by the worker that has the path (`decoding/given.py`). From
-    there on they travel as commits do.
+    there on they travel as commits do. `narrow`: canvases for which nothing is to be done leave the forwards
+    (`worker/lanes.py`); no id depends on it.
     """
 
     plan: Plan
@@ -33,6 +35,7 @@ class Task:
     report_early: bool = False
     resume: Resume | None = None
     given: tuple[tuple[CanvasDelta, ...], ...] = ()
+    narrow: bool = True
 
     @property
     def pads(self) -> tuple[int, ...]:
@@ -52,6 +55,15 @@ class Resume:
     deltas: tuple[tuple[CanvasDelta, ...], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Steps at which a worker computed its batch without a canvas, and the rows that were computed in them."""
+
+    steps: range
+    rows: int
+    rows_recomputed: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a worker ended.
@@ -60,7 +72,9 @@ class Outcome:
         slots, ids: the slots this worker answers for, by column, and their ids at the end, [S] and [B, S].
         step, committed: the step at which each of them got its id (−1: never), and whether it was committed and not
             filled, [B, S]. With `ids` they hold all that the deltas say of the order.
+        meters, forwards: the batch's, as of a canvas that was there at every step.
         events: syncs it saw; equal on all workers up to where they part.
+        away: of each canvas when it was not (nothing: always there); `forwards_of` and `meters_of` leave that out.
     """
 
     worker: int
@@ -72,3 +86,20 @@ class Outcome:
     forwards: tuple[int, ...]
     events: tuple[SyncEvent, ...]
     cancelled: bool
+    away: tuple[tuple[Away, ...], ...] = ()
+
+    def forwards_of(self, canvas: int, forwards: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Those of the steps (None: its own) at which the network ran on a canvas."""
+        away = self.away[canvas] if self.away else ()
+        steps = self.forwards if forwards is None else forwards
+        return tuple(step for step in steps if not any(step in part.steps for part in away))
+
+    def meters_of(self, canvas: int) -> WorkerMeters:
+        """The meters with the rows that were computed of a canvas; times and bytes stay the batch's."""
+        away = self.away[canvas] if self.away else ()
+        return replace(
+            self.meters,
+            forwards=len(self.forwards_of(canvas)),
+            rows_computed=self.meters.rows_computed - sum(part.rows for part in away),
+            rows_recomputed=self.meters.rows_recomputed - sum(part.rows_recomputed for part in away),
+        )
