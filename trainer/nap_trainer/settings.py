@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nap_runtime.errors import UsageError
+from nap_runtime.yaml_files import read_yaml, yaml_value
 from nap_trainer.lora import LoraConfig
 from nap_trainer.zero.config import OptimizerConfig, ZeroConfig
 
@@ -284,11 +284,7 @@ class TrainConfig(Section):
     @classmethod
     def read(cls, path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
         """Read a YAML file, then apply `section.key=value` changes; UsageError if either is malformed."""
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise UsageError(f"config: {path}: {reason}", field="config") from None
+        values = read_yaml(Path(path), field="config")
         if not isinstance(values, dict):
             raise UsageError(f"config: {path} must hold sections with keys", field="config")
         for change in changes:
@@ -310,8 +306,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
         if not isinstance(values, dict):
             raise UsageError(f"set: {path}: '{section}' is no section", field="set")
     try:
-        values[key] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values[key] = yaml_value(text)
+    except ValueError:
         raise UsageError(f"set: {path}: {text!r} is not YAML", field="set") from None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from nap_runtime import yaml_files
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES, CompileMode, DecodeConfig, SyncPolicy, at_least, check_compile, one_of
 from nap_runtime.policy import Placement, placement_for
@@ -165,16 +166,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or holds no mapping.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"config: {file}: {error.strerror}", field="config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f" at line {mark.line + 1}"
-        raise UsageError(f"config: {file}: not YAML{where}", field="config") from error
+    values = yaml_files.read_yaml(file, field="config")
     if not isinstance(values, dict):
         raise UsageError(f"config: {file}: not a mapping of keys to values", field="config")
     return values

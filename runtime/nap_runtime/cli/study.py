@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nap_runtime.cli import output, session
 from nap_runtime.cli.parser import FAILURE, Parser, key_value, positive
 from nap_runtime.errors import NapError
+from nap_runtime.yaml_files import yaml_value
 
 if TYPE_CHECKING:
     from nap_runtime.study.run import Run
@@ -86,11 +87,9 @@ def _pack(args: argparse.Namespace) -> int:
 
 def _typed(value: str) -> Any:
     """A variable's value as YAML reads it: a number, a truth value, a text."""
-    import yaml
-
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
+        return yaml_value(value)
+    except ValueError:
         return value
 
 

@@ -31,6 +31,7 @@ from typing import Any
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.study.measures import METRICS
+from nap_runtime.yaml_files import read_yaml
 
 PLACE = ("model", "workers", "simulate", "device", "dtype", "weights", "kv", "batch_size", "bucket", "address",
          "tokens_per_step", "label")  # fmt: skip
@@ -140,16 +141,7 @@ def read_study(file: Path, given: Mapping[str, Any] | None = None) -> Study:
     Raises:
         UsageError: it cannot be read, or holds no study; the message names file and key.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f" at line {mark.line + 1}"
-        raise UsageError(f"{file}: not YAML{where}") from error
+    values = read_yaml(file)
     if not isinstance(values, dict):
         raise UsageError(f"{file}: not a mapping of keys to values")
     try:

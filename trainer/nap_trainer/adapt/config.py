@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from nap_runtime.errors import UsageError
+from nap_runtime.yaml_files import read_yaml
 from nap_trainer.settings import NaturalInt, ObjectiveSection, PositiveInt, Section, Share
 from nap_trainer.zero.config import OptimizerConfig, ZeroConfig
 
@@ -104,10 +104,7 @@ class AdaptConfig(Section):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a YAML file; UsageError if it is malformed."""
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"config: {path}: {' '.join(str(error).split())}", field="config") from None
+        values = read_yaml(path, field="config")
         if not isinstance(values, dict):
             raise UsageError(f"config: {path} must hold keys and values", field="config")
         return cls.from_mapping(values)

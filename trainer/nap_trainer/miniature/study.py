@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DTYPES, one_of
+from nap_runtime.yaml_files import read_yaml
 from nap_trainer.miniature.arms import Arm, Geometry, arm_of
 from nap_trainer.miniature.decoding import Setting
 from nap_trainer.miniature.problems import Split
@@ -143,10 +142,7 @@ class Study:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a YAML file; UsageError if it is malformed."""
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise UsageError(f"config: {path}: {str(error).splitlines()[0]}", field="config") from None
+        values = read_yaml(path, field="config") or {}
         if not isinstance(values, dict):
             raise UsageError(f"config: {path} must hold keys and values", field="config")
         return cls.from_mapping(values)

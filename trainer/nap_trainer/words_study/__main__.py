@@ -14,9 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nap_runtime.errors import NapError, UsageError
+from nap_runtime.yaml_files import yaml_value
 from nap_trainer.words_study.config import StudyConfig
 from nap_trainer.words_study.problem import StudyProblem, generate
 from nap_trainer.words_study.split import SPLITS, check_split
@@ -56,7 +55,10 @@ def _settings(changes: Sequence[str]) -> dict[str, Any]:
         key, equals, text = change.partition("=")
         if not equals:
             raise UsageError(f"set: {change!r} is not KEY=VALUE", field="set")
-        values[key] = yaml.safe_load(text)
+        try:
+            values[key] = yaml_value(text)
+        except ValueError as error:
+            raise UsageError(f"set: {key}: {error}", field="set") from None
     return values
 
 
