@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
     def encode_prompt(self, question: str) -> list[int]:
         """Ids of a user's question, in the chat template when there is one.
 
-        A question that contains a mask token raises UsageError.
+        A question that contains the mask, or where there is a template one of its control tokens, raises UsageError.
         """
         ...
 
@@ -122,6 +122,8 @@ class PretrainedTokenizer:
         """
         self._inner = _load_pretrained(path)
         self._mask_id: int | None = self._inner.mask_token_id if mask_id is None else mask_id
+        added = self._inner.added_tokens_decoder
+        self._control_ids = {token for token, entry in added.items() if entry.special} - {self._inner.unk_token_id}
 
     @property
     def inner(self) -> Any:
@@ -146,12 +148,20 @@ class PretrainedTokenizer:
         return None if found is None else int(found)
 
     def encode_prompt(self, question: str) -> list[int]:
-        """Ids of a question as one user turn of the chat template, the assistant's turn opened."""
+        """Ids of a question as one user turn of the chat template, the assistant's turn opened.
+
+        A question's own control tokens could end its turn and open another: they are refused. Without a template they
+        have no such meaning, and a prompt may be laid out with them by hand.
+        """
         ids = self.encode(question)
         if self._mask_id is not None and self._mask_id in ids:
             raise UsageError("the prompt contains the mask token: remove it", field="prompt")
         if not self._inner.chat_template:
             return ids
+        control = next((token for token in ids if token in self._control_ids), None)
+        if control is not None:
+            name = self._inner.convert_ids_to_tokens(control)
+            raise UsageError(f"the prompt contains the control token {name!r}: remove it", field="prompt")
         turns = [{"role": "user", "content": question}]
         text = self._inner.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         return self.encode(str(text))
