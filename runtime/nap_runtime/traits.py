@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nap_runtime.errors import UsageError
-from nap_runtime.values import one_of
+from nap_runtime.values import LARGEST, one_of
 
 Rule = Literal[
     "parallel-forced",
@@ -96,7 +96,7 @@ def weight_argument(args: Mapping[str, str]) -> float:
     """`eta` of `p2` (1 where it is not given).
 
     Raises:
-        UsageError: it is no finite number of at least 0.
+        UsageError: it is no finite number between 0 and `LARGEST`.
     """
     try:
         eta = float(args.get("eta", 1))
@@ -105,6 +105,8 @@ def weight_argument(args: Mapping[str, str]) -> float:
     if not 0 <= eta < math.inf:
         text = f"rule_args: eta: {args['eta']!r} is not a finite number of at least 0"
         raise UsageError(text, field="rule_args")
+    if eta > LARGEST:
+        raise UsageError(f"rule_args: eta: {eta:g} is more than the {LARGEST:,.0f} that is taken", field="rule_args")
     return eta
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from nap_runtime.errors import UsageError
 
+LARGEST = 1e6  # of weights: beyond it nothing changes any more, and products leave float32
+
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """UsageError unless the value is allowed."""
@@ -31,10 +33,12 @@ def number(name: str, value: object, kind: type[int] | type[float]) -> None:
 
 
 def weight(name: str, value: Any) -> None:
-    """UsageError unless the value is a finite number of at least 0."""
+    """UsageError unless the value is a finite number between 0 and `LARGEST`."""
     number(name, value, float)
     if not math.isfinite(value) or value < 0:
         raise UsageError(f"{name}: {value} is not a finite number of at least 0", field=name)
+    if value > LARGEST:
+        raise UsageError(f"{name}: {value:g} is more than the {LARGEST:,.0f} that is taken", field=name)
 
 
 def known_keys(cls: type[Any], values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -122,6 +122,27 @@ def test_options_of_generated_sets() -> None:
             read_problems(name, n=1, options=options, data=Path(__file__) if name == "gsm8k" else None)
 
 
+@pytest.mark.parametrize("name", ["words", "words-study", "lists", "gsm8k"])
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"n": 0}, "n: 0 is not an integer of at least 1"),
+        ({"n": -4}, "n: -4 is not"),
+        ({"n": "6"}, "n: '6' is not"),
+        ({"n": float("nan")}, "n: nan is not"),
+        ({"seed": "x"}, "seed: 'x' is not an integer"),
+    ],
+)
+def test_numbers_of_problems_are_checked(name: str, values: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        read_problems(name, **values)
+
+
+def test_more_than_fit_are_not_begun() -> None:
+    with pytest.raises(UsageError, match="n: 100001 is more than the 100,000 that are generated at once"):
+        read_problems("words", n=100_001)
+
+
 def test_lists_are_summed_up_word_by_word() -> None:
     """Two orders of the same letters are one product to algebra, and two lists here."""
 

@@ -20,12 +20,14 @@ from typing import Any, Literal
 from nap_runtime.errors import DataError, UsageError
 from nap_runtime.metrics.answers import canonical, find_answer, find_choice, read_answer, same_answer
 from nap_runtime.metrics.shares import last_number
+from nap_runtime.values import at_least, number
 
 Kind = Literal["answer", "choice", "words", "list"]
 FROM_FILES = ("gsm8k", "math500", "gpqa")
 GENERATED = ("words", "words-study", "lists")
 SETS = (*FROM_FILES, *GENERATED)
 ASKS = ("boxed", "question")
+MOST = 100_000  # problems of a generated set: they are all made before the first is decoded
 HUB = {
     "gsm8k": ("openai/gsm8k", "main", "test"),
     "math500": ("HuggingFaceH4/MATH-500", None, "test"),
@@ -103,7 +105,7 @@ def read_problems(
     ask: str = "boxed",
     options: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
-    """The first `n` problems of a set (None: all; generated sets need a number).
+    """The first `n` problems of a set (None: all, of a generated set 500).
 
     Args:
         name: one of `SETS`.
@@ -120,7 +122,12 @@ def read_problems(
         raise UsageError(f"problems: unknown set '{name}'; use one of {', '.join(SETS)}", field="problems")
     if ask not in ASKS:
         raise UsageError(f"ask: unknown value '{ask}'; use one of {', '.join(ASKS)}", field="ask")
+    if n is not None:
+        at_least("n", n, 1)
+    number("seed", seed, int)
     if name in GENERATED:
+        if n is not None and n > MOST:
+            raise UsageError(f"n: {n} is more than the {MOST:,} that are generated at once", field="n")
         if data is not None:
             raise UsageError(f"data: set '{name}' is generated; leave it out", field="data")
         return list(_generated(name, n or 500, seed, dict(options or {})))
