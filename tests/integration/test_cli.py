@@ -704,8 +704,23 @@ def test_a_malformed_order_is_a_failure(nap: Nap, tmp_path: Path, text: str) -> 
     one_line(nap("metrics", file), 1, "order.json")
 
 
-def test_a_missing_trace_is_a_failure(nap: Nap) -> None:
-    one_line(nap("trace", "verify", "none.nap"), 1, "none.nap", "No such file")
+@pytest.mark.parametrize("argv", [("trace", "verify"), ("trace", "show"), ("trace", "render"), ("metrics",)])
+def test_a_missing_trace_is_a_wrong_argument(nap: Nap, tmp_path: Path, argv: tuple[str, ...]) -> None:
+    one_line(nap(*argv, "none.nap"), 2, "none.nap", "No such file")
+    one_line(nap(*argv, tmp_path), 2, str(tmp_path), "Is a directory")
+
+
+def test_a_page_takes_no_trace_of_its_name(nap: Nap, trace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "trace.html"
+    file.write_bytes(trace.read_bytes())
+    one_line(nap("trace", "render", file), 2, "--out", "is the trace itself")
+    assert file.read_bytes() == trace.read_bytes()
+
+
+def test_a_page_that_cannot_be_written_is_named(nap: Nap, trace: Path, tmp_path: Path) -> None:
+    """As it was given, not by the temporary file beside it."""
+    done = nap("trace", "render", trace, "--out", tmp_path)
+    one_line(done, 1, f"{tmp_path}: Is a directory")
 
 
 # --- the other commands ---

@@ -50,6 +50,18 @@ def test_help_shows_every_default(parser: Parser) -> None:
             assert "(default: " in str(action.help) or "(required)" in str(action.help), action.option_strings
 
 
+@pytest.mark.parametrize(
+    ("names", "usage"),
+    [
+        (("decode",), "nap decode [OPTION ...] [PROMPT]"),
+        (("data", "curate"), "nap data curate [OPTION ...] QUESTIONS"),
+        (("serve",), "nap serve [OPTION ...]"),
+    ],
+)
+def test_short_usage_names_what_stands_without_an_option(names: tuple[str, ...], usage: str) -> None:
+    assert parser_of(*names).format_usage() == f"usage: {usage}\n"
+
+
 def test_help_names_the_defaults_of_models_without_their_own() -> None:
     shown = {option.field: option.default for group in GROUPS.values() for option in group}
     for field in fields(DecodeDefaults):

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -278,6 +279,14 @@ def test_without_a_manifest_nothing_is_fetched(model: Path, server: Server, cach
     for url in (url_of(model), f"{server.url}/tiny"):
         with pytest.raises(ModelError, match=r"does not exist \(make it with `nap model manifest FOLDER`\)"):
             fetch(url)
+    assert not cache.exists()
+
+
+def test_a_host_that_does_not_answer_is_no_missing_file(cache: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        with pytest.raises(ModelError, match=r"cannot be read: .*[Cc]onnect"):
+            fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/tiny")
     assert not cache.exists()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nap_runtime.cli import output
 from nap_runtime.cli.parser import Parser, positive
+from nap_runtime.cli.trace import read_bytes
 from nap_runtime.errors import RecordError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _measure(file: Path, k: int) -> tuple[dict[str, Any], ArnessReport]:
     from nap_runtime.metrics.arness import ArnessReport
     from nap_runtime.metrics.order import DecodeOrder
 
-    data = file.read_bytes()
+    data = read_bytes(file)
     try:
         if data.lstrip()[:1] not in (b"{", b"["):
             return _measure_trace(data, k)

@@ -29,7 +29,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _format_usage(self, *args: Any) -> str:
         text = super()._format_usage(*args)
-        return text if len(text.splitlines()) <= 5 else f"usage: {self._prog} [OPTION ...]\n\n"
+        if len(text.splitlines()) <= 5:
+            return text
+        places = [self._format_args(one, one.metavar) for one in args[1] if not one.option_strings]
+        return f"usage: {' '.join([self._prog, '[OPTION ...]', *places])}\n\n"
 
 
 class Parser(argparse.ArgumentParser):

@@ -44,6 +44,8 @@ def _run(args: argparse.Namespace) -> int:
             raise UsageError(f"{name}: {getattr(args, name)} does not end in .{name}", field=name)
     record = read_verified(args.file)
     page = getattr(args, "out", args.file.with_suffix(".html"))
+    if page.resolve() == args.file.resolve():
+        raise UsageError(f"out: {page} is the trace itself; give another file", field="out")
     written = [page]
     write_text_atomic(page, trace_page(record, _tokenizer(args, record), title=args.file.name))
     pictures = [getattr(args, name) for name in ("svg", "png") if name in args]

@@ -62,14 +62,24 @@ def read_record(file: Path) -> DecodeRecord:
     """Read a trace and check its seal.
 
     Raises:
+        UsageError: there is no such file, or it cannot be opened.
         RecordError: it is no trace, or was changed.
     """
     from nap_runtime.decoding.record import DecodeRecord
 
+    data = read_bytes(file)
     try:
-        return DecodeRecord.from_bytes(file.read_bytes())
+        return DecodeRecord.from_bytes(data)
     except RecordError as error:
         raise RecordError(f"{file}: {error}") from error
+
+
+def read_bytes(file: Path) -> bytes:
+    """A file that the caller named; UsageError where it cannot be opened."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from error
 
 
 def read_verified(file: Path) -> DecodeRecord:

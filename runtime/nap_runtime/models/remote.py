@@ -288,13 +288,20 @@ def _reading(where: Reference, name: str, *, retry: bool = False) -> Iterator[IO
     except ImportError:
         text = f"{where.protocol}:// needs {_NEEDS[where.protocol]}: pip install 'nap-runtime[cloud]'"
         raise ModelError(f"{where.url}: {text}") from None
-    except FileNotFoundError:
-        mend = " (make it with `nap model manifest FOLDER`)" if name == MANIFEST_NAME else ""
-        raise ModelError(f"{url} does not exist{mend}") from None
     except Exception as error:  # botocore's, aiohttp's and google's errors have no common base
+        cause = _real_cause(error)
+        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
+            mend = " (make it with `nap model manifest FOLDER`)" if name == MANIFEST_NAME else ""
+            raise ModelError(f"{url} does not exist{mend}") from None
         if retry:
-            raise _TransferError(_one_line(error)) from error
-        raise ModelError(f"{url} cannot be read: {_one_line(error)}") from None
+            raise _TransferError(_one_line(cause)) from error
+        raise ModelError(f"{url} cannot be read: {_one_line(cause)}") from None
+
+
+def _real_cause(error: Exception) -> Exception:
+    """What fsspec met: over HTTP it calls every failure, a refused connection too, a missing file."""
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    return cause if isinstance(cause, Exception) else error
 
 
 def _one_line(error: Exception) -> str:

@@ -5,8 +5,10 @@ Every failure is a ModelError of one line that names the file, the tensor and th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nap_runtime.errors import ModelError
+from nap_runtime.models.files import naming
 from nap_runtime.models.parts import Part
 
 SINGLE_NAME = "model.safetensors"
@@ -166,8 +169,12 @@ def staged_folder(target: Path) -> Iterator[Path]:
     A target that does not exist appears in one rename. In one that does, files are renamed in one by
     one, config.json last, and weights of an earlier save that are no longer listed are removed.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+    with staging as name:
         staged = Path(name) / "staged"
         staged.mkdir()
         yield staged
