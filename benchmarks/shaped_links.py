@@ -33,11 +33,11 @@ from shaped.group import Group
 from shaped.net import Network, Shape, missing
 
 from nap_runtime import SyncPolicy
+from nap_runtime.auto import AutoSync
 from nap_runtime.distributed.probe import fit
 from nap_runtime.study.cost.calibrate import Point, calibrate
 from nap_runtime.study.cost.choose import Decode, choose
 from nap_runtime.study.cost.predict import DEVICES, LINKS, Device, Link, Machine, predict
-from nap_runtime.study.cost.request import AutoSync
 from nap_runtime.study.cost.scenario import Scenario
 
 SHAPES = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from nap_runtime import api
+from nap_runtime.auto import AutoSync
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.metrics.verify import verify
 from nap_runtime.models.shapes import make_model_dir
@@ -41,6 +43,18 @@ def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     variables = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 4}', "RAY_ADDRESS": ""}
     with LocalServer([*options, "--journal", str(journal), "--liveness", str(LIVENESS)], environment=variables) as made:
         yield made
+
+
+def test_a_measured_link_decides(server: LocalServer) -> None:
+    """First of the module: the group has measured what its three processes talk over as it came up."""
+    with Client(server.address, patience=90.0) as client:
+        job = client.submit(PROMPTS[0], LONG, auto=AutoSync())
+        assert re.match(r"sync auto: .*, 3 workers measured [\d.]+ ms and \d+ MB/s: predicted overhead ", job.chosen)
+        result = client.result(job.id, record=True)
+    assert result.record is not None
+    mode, _, every = job.sync.partition(" every ")
+    found = result.record.config["sync"]
+    assert (found["mode"], found.get("every")) == (mode, int(every) if every else None)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from nap_runtime import api
+from nap_runtime.auto import AutoSync
 from nap_runtime.errors import (
     BusyError,
     JobFailedError,
@@ -132,6 +133,30 @@ def test_a_group_holds_numbers_as_asked(start: Callable[..., LocalServer], model
     assert result.record is not None
     assert result.record.model == local.record.model
     assert (model.dtype, model.weights, model.kv) == ("float64", "fp8", "fp8")
+
+
+def test_the_server_chooses_a_sync(
+    start: Callable[..., LocalServer], model_dir: Path, nap: Callable[..., tuple[int, str, str]]
+) -> None:
+    server = start("--workers", "3", "--simulate", "--link", "wan")
+    with Client(server.address, patience=10.0) as client:
+        job = client.submit("one two", SMALL, key="auto-1", auto=AutoSync(overhead=0.2))
+        assert job.chosen.startswith("sync auto: none, 3 workers over link wan: predicted overhead ")
+        assert "nothing stays below 20 %" in job.chosen
+        config = SMALL.with_values(sync=SyncPolicy("none"))
+        local = api.decode("one two", config, model=model_dir, workers=3, simulate=True, dtype="float64")
+        assert list(client.result(job.id).tokens) == local.record.final_ids.tolist()
+        assert (job.sync, client.get(job.id).sync) == ("none", "none")
+        again = client.submit("one two", SMALL, key="auto-1", auto=AutoSync(overhead=0.2))
+        assert (again.id, again.existed, again.chosen, again.sync) == (job.id, True, "", "none")
+        with pytest.raises(KeyConflictError):
+            client.submit("one two", SMALL, key="auto-1")
+    line = (server.address, "submit", "--sync", "auto", "--path-tokens", "8", "--idempotency-key", "k", "one two")
+    for said in ("sync auto: none, 3 workers over link wan: ", "sync auto: none, chosen when it was first submitted"):
+        code, _, err = nap(*line)
+        assert code == 0, err
+        assert err.startswith(f"nap: {said}")
+        assert err.count("\n") == 1
 
 
 def test_the_stream_begins_with_the_first_commits(client: Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,9 +80,12 @@ def test_wrong_options_are_one_line(args: list[str], said: str, capsys: pytest.C
     assert err.count("\n") == 1
 
 
-def test_a_server_takes_a_mode(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", "--sync", "auto", "A question"]) == 2
-    assert "--sync: a server takes a mode" in capsys.readouterr().err
+def test_a_server_knows_its_link(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("sync: {mode: auto}\nlink: 25g\n")
+    assert main(["submit", "--config", str(tmp_path / "c.yaml"), "A question"]) == 2
+    assert "link: the server decides it" in capsys.readouterr().err
+    assert main(["serve", "--link", "7g"]) == 2
+    assert "--link: '7g' is neither a file nor one of nvlink" in capsys.readouterr().err
 
 
 def test_commands_that_measure_nothing_say_so(capsys: pytest.CaptureFixture[str]) -> None:

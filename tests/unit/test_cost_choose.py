@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from nap_runtime.auto import AutoSync
 from nap_runtime.errors import DataError, UsageError
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.study.cost.choose import Choice, Decode, choose, device_of, machine_of
 from nap_runtime.study.cost.counts import Exchange, Forward, Moment
 from nap_runtime.study.cost.predict import DEVICES, LINKS, Device, Link, Machine, Work
-from nap_runtime.study.cost.request import AutoSync
 from nap_runtime.study.cost.scenario import Scenario
 
 # Two paths of 6 slots and a summary of 2 on two workers, one slot a step: 14 steps, 12 of them for the paths. 2 layers.

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nap_runtime.cli.settings import Settings
+from nap_runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from nap_runtime.auto import AutoSync
+    from nap_runtime.decoding.layout import CanvasLayout
+    from nap_runtime.distributed.probe import LinkProbe
     from nap_runtime.executor.base import Executor
+    from nap_runtime.job import DecodeConfig
+    from nap_runtime.models.config import ModelConfig
     from nap_runtime.models.loading import ModelCard
+    from nap_runtime.policy import SyncPolicy
+    from nap_runtime.service.gate import Chooser
+    from nap_runtime.service.settings import GroupSettings
     from nap_runtime.study.cost.choose import Choice
     from nap_runtime.study.cost.predict import Machine
 
@@ -79,11 +89,55 @@ def _chosen(card: ModelCard, settings: Settings, question: str | None, machine: 
         threads=1 if settings.device == "cuda" else max(1, (os.cpu_count() or 1) // settings.workers),
     )
     choice = choose(settings.auto, decode, machine)
-    print(_line(choice, settings.workers, where), file=sys.stderr, flush=True)
+    print(f"nap: {_line(choice, settings.workers, where)}", file=sys.stderr, flush=True)
     return replace(settings, config=settings.config.with_values(sync=choice.policy), auto=None).resolved(card)
+
+
+def chooser(group: GroupSettings, link: str | None = None) -> Chooser:
+    """How a server chooses: by the named link or file, else by what its groups measured, the slowest of it.
+
+    Raises:
+        UsageError, DataError: the link is unknown, or its file no calibration.
+    """
+    from nap_runtime.study.cost.choose import Decode, choose, machine_of
+
+    if link is not None:
+        machine_of(link, "cpu")  # that it is one
+
+    def chosen(
+        asked: AutoSync, config: DecodeConfig, layout: CanvasLayout, model: ModelConfig, links: Sequence[LinkProbe]
+    ) -> tuple[SyncPolicy, str]:
+        machine, where = _of_groups(group, link, links)
+        threads = 1 if group.device == "cuda" else max(1, (os.cpu_count() or 1) // group.workers)
+        decode = Decode(
+            layout=layout, config=config, model=model, workers=group.workers, dtype=group.dtype, threads=threads
+        )
+        choice = choose(asked, decode, machine)
+        return choice.policy, _line(choice, group.workers, where)
+
+    return chosen
+
+
+def _of_groups(group: GroupSettings, link: str | None, links: Sequence[LinkProbe]) -> tuple[Machine, str]:
+    """The machine to choose for, and where it is."""
+    from nap_runtime.study.cost.ask import gpu_name
+    from nap_runtime.study.cost.choose import device_of, machine_of
+    from nap_runtime.study.cost.predict import LINKS, Link, Machine
+
+    if link is not None:
+        return machine_of(link, group.device, gpu_name(group.device)), f"over link {link}"
+    if not group.on_ray:
+        device = device_of(group.device, gpu_name(group.device))
+        return Machine(device=device, link=LINKS["nvlink"]), "in one process"
+    if not links:
+        text = "sync: no group has measured its link; start the server with --link, or give a mode"
+        raise UsageError(text, field="sync")
+    slow = Link(latency=max(p.latency for p in links), bandwidth=min(p.bandwidth for p in links))
+    where = f"measured {1e3 * slow.latency:.2f} ms and {slow.bandwidth / 1e6:.0f} MB/s"
+    return Machine(device=device_of(group.device, links[0].device), link=slow), where
 
 
 def _line(choice: Choice, workers: int, where: str) -> str:
     every = "" if choice.policy.every is None else f" every {choice.policy.every}"
     group = f"{workers} {'worker' if workers == 1 else 'workers'}"
-    return f"nap: sync auto: {choice.policy.mode}{every}, {group} {where}: {choice.reason}"
+    return f"sync auto: {choice.policy.mode}{every}, {group} {where}: {choice.reason}"

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from nap_runtime import job
+from nap_runtime.auto import OVERHEAD
 from nap_runtime.cli.parser import Parser, budgets, integer, key_value, number
 from nap_runtime.cli.settings import Settings, merge, read_yaml, sync_keys
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES
 from nap_runtime.policy import CONSENSUS_TOP, Placement
 from nap_runtime.storage import STORED
-from nap_runtime.study.cost.request import OVERHEAD
 
 _TINY = Path(__file__).resolve().parents[1] / "models" / "nap_tiny" / "decode.json"
 
@@ -139,11 +139,12 @@ RULE = (
     Option("cfg", "classifier-free guidance: un + (X + 1)(cond - un), un without the prompt", "0: none", number),
     Option(
         "cache",
-        "rows of layout plain that are not computed at every step: prefix and dual (Fast-dLLM), dkv (dKV-Cache)",
+        "rows that are not computed at every step: of layout plain prefix and dual (Fast-dLLM), dkv (dKV-Cache); "
+        "of paths, between two syncs, closed (those of closed paths), dkv (those of committed tokens)",
         "none",
         metavar=_choices(job.CacheKind),
     ),
-    Option("cache-every", "steps between full refreshes of cache dkv", str(job.CACHE_EVERY), integer, "N"),
+    Option("cache-every", "steps between full refreshes of cache dkv of layout plain", str(job.CACHE_EVERY), integer, "N"),
     Option(
         "rule-arg",
         "further option of the rule, repeatable: schedule=llada|dream (scope canvas); of prophet "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from datetime import datetime
@@ -29,7 +30,7 @@ Submit a job to a server (see nap serve); the default problem is a held-out word
 Without --watch or --wait it prints the job's id and returns. The server is --server or $NAP_SERVER, the token that of
 --token-file or $NAP_TOKEN.
 """
-_HERE = ("model", "workers", "simulate", "address", "device", "dtype", "compile", "batch-size")
+_HERE = ("model", "workers", "simulate", "address", "device", "dtype", "compile", "batch-size", "link")
 _WATCH = (
     "Follow a job: its canvas as it fills, then its answer.\n\nIt may have ended long ago, and it survives restarts."
 )
@@ -134,7 +135,11 @@ def run_submit(args: argparse.Namespace) -> int:
             priority=getattr(args, "priority", 0),
             within=getattr(args, "within", None),
             labels=dict(getattr(args, "label", [])),
+            auto=settings.auto,
         )
+        if settings.auto is not None:
+            said = job.chosen or f"sync auto: {job.sync}, chosen when it was first submitted"
+            print(f"nap: {said}", file=sys.stderr, flush=True)
         if "watch" in args:
             return _follow(client, job, 0, as_json="json" in args, note=note)
         if "wait" in args:
@@ -145,10 +150,10 @@ def run_submit(args: argparse.Namespace) -> int:
 
 def _check_server_side(settings: Settings) -> None:
     """A --config file may set what the server decides."""
-    if settings.auto is not None:
-        raise UsageError("sync: a server takes a mode; see nap decode --sync auto --print-config", field="sync")
+    if settings.auto is not None and settings.auto.link is not None:
+        raise UsageError("link: the server decides it; leave it out", field="link")
     for item in fields(Settings):
-        if item.name != "config" and getattr(settings, item.name) != item.default:
+        if item.name not in ("config", "auto") and getattr(settings, item.name) != item.default:
             raise UsageError(f"{item.name}: the server decides it; leave it out", field=item.name)
 
 

@@ -14,6 +14,7 @@ from nap_runtime.job import COMPILE_MODES, DEVICES, DTYPES
 from nap_runtime.storage import STORED
 
 if TYPE_CHECKING:
+    from nap_runtime.service.gate import Chooser
     from nap_runtime.service.settings import ServerSettings
 
 _ABOUT = """\
@@ -76,6 +77,9 @@ def _add_groups(parser: Parser) -> None:
     text = "workers several times slower than their peers: put a spare on another host in their place (replace), only "
     text += "show them (report), or look for none (off); on Ray (default: replace)"
     group.add_argument("--stragglers", metavar="replace|report|off", help=text)
+    text = "what workers talk over, for jobs with --sync auto: nvlink, 100g, 25g, 10g, 1g, wan, or a file of nap cost "
+    text += "calibrate (default: measured as a group on Ray starts)"
+    group.add_argument("--link", metavar="NAME|FILE", help=text)
     text = "hosts of a group: one or none, one where it has room, few, or many (default: pack)"
     group.add_argument("--placement", metavar="strict-pack|one-host|pack|spread", help=text)
 
@@ -134,14 +138,14 @@ def run(args: argparse.Namespace) -> int:
     if "new_token" in args:
         return _make_token(args)
     settings = settings_of(args)
-    from nap_runtime.cli import session
+    from nap_runtime.cli import auto, session
     from nap_runtime.cli.settings import Settings
     from nap_runtime.service import failpoints
 
     failpoints.parse(os.environ.get(failpoints.VARIABLE, ""))
     group = settings.group
     session.open_card(Settings(model=group.model, device=group.device, dtype=group.dtype))
-    return _serve(args, settings)
+    return _serve(args, settings, auto.chooser(group, getattr(args, "link", None)))
 
 
 def settings_of(args: argparse.Namespace) -> ServerSettings:
@@ -172,7 +176,7 @@ def _make_token(args: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(args: argparse.Namespace, settings: ServerSettings) -> int:
+def _serve(args: argparse.Namespace, settings: ServerSettings, chooser: Chooser) -> int:
     import asyncio
 
     from nap_runtime.service.logs import Log
@@ -186,7 +190,7 @@ def _serve(args: argparse.Namespace, settings: ServerSettings) -> int:
         return FAILURE
 
     async def serve() -> None:
-        server = Server(settings, log)
+        server = Server(settings, log, chooser)
         try:
             await server.start()
         except BaseException:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from nap_runtime import yaml_files
+from nap_runtime.auto import AutoSync
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES, CompileMode, DecodeConfig, SyncPolicy, at_least, check_compile, one_of
 from nap_runtime.policy import Placement, placement_for
 from nap_runtime.storage import Storage, Stored
-from nap_runtime.study.cost.request import AutoSync
 
 if TYPE_CHECKING:
     from nap_runtime.models.loading import ModelCard

@@ -36,7 +36,9 @@ class JobInfo:
         attempt: epoch of the running or last attempt; `failures` how many in a row were lost without progress.
         last_event: number of the newest event; `step` how far the canvas is journaled.
         code, error: why it ended without a result; empty otherwise.
+        sync: its mode and K, such as `kv every 8`, the server's choice where it chose; empty where none is named.
         existed: submit only: the key was known, and this is the job that it made.
+        chosen: submit only: which sync the server chose, and why; empty where it was given.
     """
 
     id: str
@@ -56,7 +58,9 @@ class JobInfo:
     deadline: datetime | None
     code: str
     error: str
+    sync: str = ""
     existed: bool = False
+    chosen: str = ""
 
     @property
     def ended(self) -> bool:
@@ -152,7 +156,7 @@ class JobEvent:
     body: Body
 
 
-def job_of(message: pb.Job, *, existed: bool = False) -> JobInfo:
+def job_of(message: pb.Job, *, existed: bool = False, chosen: str = "") -> JobInfo:
     """A job from its message."""
     name = pb.ErrorCode.Name(message.error.code) if message.HasField("error") else ""
     return JobInfo(
@@ -173,8 +177,17 @@ def job_of(message: pb.Job, *, existed: bool = False) -> JobInfo:
         deadline=_time(message.deadline) if message.HasField("deadline") else None,
         code=name.removeprefix("ERROR_CODE_").lower().replace("_", "-"),
         error=message.error.message,
+        sync=_sync_of(message.spec.config.sync),
         existed=existed,
+        chosen=chosen,
     )
+
+
+def _sync_of(message: pb.SyncPolicy) -> str:
+    if message.mode == pb.SYNC_MODE_UNSPECIFIED:
+        return ""
+    every = f" every {message.every}" if message.HasField("every") else ""
+    return pb.SyncMode.Name(message.mode).removeprefix("SYNC_MODE_").lower() + every
 
 
 def result_of(message: pb.Job) -> JobResult:

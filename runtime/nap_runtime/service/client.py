@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from nap_runtime.auto import AutoSync
 from nap_runtime.errors import (
     UnavailableError,
     UsageError,
@@ -109,6 +110,7 @@ class AsyncClient:
         within: float | None = None,
         labels: Mapping[str, str] | None = None,
         model: str = "",
+        auto: AutoSync | None = None,
     ) -> JobInfo:
         """Submit a job; when this returns, the server has journaled it.
 
@@ -120,12 +122,13 @@ class AsyncClient:
             priority: higher runs first, −100 to 100.
             within: seconds after which the result is of no use; the job then expires.
             labels: marks of your own, to list by.
+            auto: a sync that the server chooses, in place of the config's; what comes back names it.
 
         Raises:
             UsageError: a value is wrong. BusyError: the queue stayed full. KeyConflictError: the key is another job's.
             UnavailableError: nobody answered. AccessError: no valid token, or not its scope.
         """
-        spec = pb.JobSpec(model=model, id=name, config=config_to_proto(config or DecodeConfig()))
+        spec = pb.JobSpec(model=model, id=name, config=config_to_proto(config or DecodeConfig(), auto))
         if isinstance(prompt, str):
             spec.prompt.text = _encodable(prompt)
         else:
@@ -138,7 +141,7 @@ class AsyncClient:
         if within is not None:
             request.deadline.FromNanoseconds(round((time.time() + within) * 1e9))
         response = await self._call(self._stub.Submit, request)
-        return job_of(response.job, existed=response.existed)
+        return job_of(response.job, existed=response.existed, chosen=response.chosen)
 
     async def get(self, job_id: str) -> JobInfo:
         """A job as it stands.

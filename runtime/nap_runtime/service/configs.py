@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
+from nap_runtime.auto import OVERHEAD, AutoSync
 from nap_runtime.errors import UsageError
 from nap_runtime.headers import OwnHeaders, read_headers
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.service.v1 import decoder_pb2 as pb
 
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2
+_AUTO_VERSION = 2  # the first with SYNC_MODE_AUTO; all else is in 1
 _ENUMS: dict[str, Any] = {
     "layout": pb.Layout,
     "rule": pb.Rule,
@@ -33,8 +35,11 @@ _MAX_ARGS, _MAX_ARG = 16, 64
 # -- configurations ---------------------------------------------------------------------------------------------------
 
 
-def config_to_proto(config: DecodeConfig) -> pb.DecodeConfig:
-    """The message of a config; what is None stays unset.
+def config_to_proto(config: DecodeConfig, auto: AutoSync | None = None) -> pb.DecodeConfig:
+    """The message of a config; what is None stays unset. Its version is the first that has what is set.
+
+    Args:
+        auto: a sync that the server chooses, in place of the config's.
 
     Raises:
         UsageError: it holds what cannot be sent: headers that cannot be read, or an option that the interface does not
@@ -42,7 +47,7 @@ def config_to_proto(config: DecodeConfig) -> pb.DecodeConfig:
     """
     _check_sendable(config, (*_ENUMS, *_PLAIN, *_OTHER))
     _check_sendable(config.sync, (*_SYNC_ENUMS, *_SYNC_PLAIN))
-    message = pb.DecodeConfig(version=CONFIG_VERSION)
+    message = pb.DecodeConfig(version=1)
     for name, enum in _ENUMS.items():
         _put_enum(message, name, enum, getattr(config, name))
     for name in _PLAIN:
@@ -56,11 +61,33 @@ def config_to_proto(config: DecodeConfig) -> pb.DecodeConfig:
     elif config.headers is not None:
         message.headers.texts.CopyFrom(_header_texts(read_headers(config.headers)))
     message.rule_args.update(config.rule_args)
+    if auto is None:
+        message.sync.CopyFrom(sync_to_proto(config.sync))
+    else:
+        message.version = _AUTO_VERSION
+        message.sync.CopyFrom(_auto_to_proto(auto))
+    return message
+
+
+def sync_to_proto(sync: SyncPolicy) -> pb.SyncPolicy:
+    """The message of a policy."""
+    message = pb.SyncPolicy()
     for name, enum in _SYNC_ENUMS.items():
-        _put_enum(message.sync, name, enum, getattr(config.sync, name))
+        _put_enum(message, name, enum, getattr(sync, name))
     for name in _SYNC_PLAIN:
-        if getattr(config.sync, name):
-            setattr(message.sync, name, getattr(config.sync, name))
+        if getattr(sync, name):
+            setattr(message, name, getattr(sync, name))
+    return message
+
+
+def _auto_to_proto(auto: AutoSync) -> pb.SyncPolicy:
+    if auto.link is not None:
+        text = "link: the server knows what its workers talk over; leave it out"
+        raise UsageError(text, field="link")
+    message = sync_to_proto(auto.stand_in())
+    message.mode = pb.SYNC_MODE_AUTO
+    if auto.overhead != OVERHEAD:
+        message.overhead = auto.overhead
     return message
 
 
@@ -78,7 +105,7 @@ def _put_enum(message: Any, name: str, enum: Any, value: str | None) -> None:
 
 
 def config_from_proto(message: pb.DecodeConfig) -> DecodeConfig:
-    """Inverse of `config_to_proto`.
+    """Inverse of `config_to_proto`; where the sync is to be chosen (`asked_of`), one stands in for it.
 
     Raises:
         UsageError: a value is wrong, unused, or of a newer version.
@@ -97,14 +124,30 @@ def config_from_proto(message: pb.DecodeConfig) -> DecodeConfig:
         raise UsageError(f"rule_args: more than {_MAX_ARGS}, or longer than {_MAX_ARG} letters", field="rule_args")
     values["rule_args"] = dict(message.rule_args)
     if message.HasField("sync"):
-        values["sync"] = _sync_of(message.sync)
+        asked = asked_of(message)
+        values["sync"] = SyncPolicy(**_sync_values(message.sync)) if asked is None else asked.stand_in()
     return DecodeConfig(**values)
 
 
-def _sync_of(message: pb.SyncPolicy) -> SyncPolicy:
-    values = _enums_of(message, _SYNC_ENUMS)
-    values |= {name: getattr(message, name) for name in ("every", "warmup", "top", "settle") if message.HasField(name)}
-    return SyncPolicy(overlap=message.overlap, **values)
+def asked_of(message: pb.DecodeConfig) -> AutoSync | None:
+    """The sync that the server is to choose; None where a mode is given.
+
+    Raises:
+        UsageError: a value is wrong, or unused.
+    """
+    sync = message.sync
+    own = {"overhead": sync.overhead} if sync.HasField("overhead") else {}
+    if sync.mode == pb.SYNC_MODE_AUTO:
+        return AutoSync.from_mapping(_sync_values(sync), own)
+    if own:
+        raise UsageError("overhead: only sync 'auto' uses it; leave it out", field="overhead")
+    return None
+
+
+def _sync_values(message: pb.SyncPolicy) -> dict[str, Any]:
+    plain = ("every", "warmup", "top", "settle")
+    values = {name: getattr(message, name) for name in plain if message.HasField(name)}
+    return _enums_of(message, _SYNC_ENUMS) | values | {"overlap": message.overlap}
 
 
 def _header_texts(own: OwnHeaders) -> pb.HeaderTexts:

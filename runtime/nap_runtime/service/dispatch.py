@@ -40,6 +40,7 @@ class Dispatcher:
         self._ledger, self._settings = ledger, ledger.settings
         self._figures, self._log, self._hub = ledger.figures, ledger.log, ledger.hub
         self.groups = [Group(index, self._settings.group, self._hear) for index in range(self._settings.groups)]
+        ledger.gate.links = lambda: [group.status.link for group in self.groups if group.status.link is not None]
         self._batches: dict[int, Batch] = {}
         self._numbers = 0
         self._draining = False

@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from nap_runtime.auto import AutoSync
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.placement import Assignment
+from nap_runtime.distributed.probe import LinkProbe
 from nap_runtime.errors import UsageError
 from nap_runtime.executor.coordinator import BUCKET
 from nap_runtime.job import DecodeConfig
+from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.prompting import DecodeDefaults, build_layout, prompt_ids, resolve
-from nap_runtime.service.configs import config_from_proto
+from nap_runtime.policy import SyncPolicy
+from nap_runtime.service.configs import asked_of, config_from_proto, sync_to_proto
 from nap_runtime.service.settings import GroupSettings, Limits
 from nap_runtime.service.v1 import decoder_pb2 as pb
 
 _MAX_NAME, _MAX_GOLD = 256, 4096
+
+
+class Chooser(Protocol):
+    """Chooses a sync for a job: the policy, and one line that says why."""
+
+    def __call__(
+        self,
+        asked: AutoSync,
+        config: DecodeConfig,
+        layout: CanvasLayout,
+        model: ModelConfig,
+        links: Sequence[LinkProbe],
+    ) -> tuple[SyncPolicy, str]:
+        """`links`: what the groups have measured, none where they were told, or share a process."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +47,14 @@ class Accepted:
     """A job that was found to fit: everything a worker group needs to know of it.
 
     Attributes:
+        spec: what is kept of the job; the sync that was chosen stands in it.
+        chosen: why that one; empty where the job gave a mode.
         config: resolved; layout: of its canvas.
         shape: equal for jobs that can share a batch.
     """
 
+    spec: pb.JobSpec
+    chosen: str
     question: str
     gold: str | None
     name: str
@@ -46,10 +70,18 @@ class Accepted:
 
 
 class Gate:
-    """Checks jobs against the server's limits and model, what costs little first."""
+    """Checks jobs against the server's limits and model, what costs little first.
 
-    def __init__(self, card: ModelCard, group: GroupSettings, limits: Limits) -> None:
-        self._card, self._group, self._limits = card, group, limits
+    Args:
+        chooser: chooses the sync of jobs that leave it to the server (None: they are refused).
+
+    Attributes:
+        links: what the worker groups have measured so far.
+    """
+
+    def __init__(self, card: ModelCard, group: GroupSettings, limits: Limits, chooser: Chooser | None = None) -> None:
+        self._card, self._group, self._limits, self._chooser = card, group, limits, chooser
+        self.links: Callable[[], Sequence[LinkProbe]] = tuple
         self._defaults = DecodeDefaults.of(card.path)
 
     def accept(self, spec: pb.JobSpec) -> Accepted:
@@ -72,13 +104,37 @@ class Gate:
         if layout.size > self._limits.canvas:
             text = f"prompt: the canvas has {layout.size} positions, at most {self._limits.canvas} are taken"
             raise UsageError(text, field="prompt")
+        spec, config, chosen = self._settled(spec, config, layout)
         Plan.of(layout, config, Assignment.even(config.n_paths, self._group.workers))
         bucket = -(-len(ids) // BUCKET)
         shape = hashlib.sha256(json.dumps([config.to_mapping(), bucket], sort_keys=True).encode()).digest()
         gold = spec.gold if spec.HasField("gold") else None
         return Accepted(
-            question=question, gold=gold, name=spec.id, prompt=ids, config=config, layout=layout, shape=shape
+            spec=spec,
+            chosen=chosen,
+            question=question,
+            gold=gold,
+            name=spec.id,
+            prompt=ids,
+            config=config,
+            layout=layout,
+            shape=shape,
         )
+
+    def _settled(
+        self, spec: pb.JobSpec, config: DecodeConfig, layout: CanvasLayout
+    ) -> tuple[pb.JobSpec, DecodeConfig, str]:
+        """With a sync: the one that the job gives, or one chosen for it, once and for all its attempts."""
+        asked = asked_of(spec.config)
+        if asked is None:
+            return spec, config, ""
+        if self._chooser is None:
+            raise UsageError("sync: this server chooses none; give a mode", field="sync")
+        policy, why = self._chooser(asked, config, layout, self._card.config, self.links())
+        settled = pb.JobSpec()
+        settled.CopyFrom(spec)
+        settled.config.sync.CopyFrom(sync_to_proto(policy))
+        return settled, resolve(config.with_values(sync=policy), self._defaults), why
 
     def _check_frame(self, spec: pb.JobSpec) -> None:
         if spec.model not in ("", self._card.name):

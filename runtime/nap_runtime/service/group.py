@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -101,11 +102,19 @@ class GroupProcess:
             self._channel.send(kind="failed", **_described(error))
             return 1
         self._places = self._coordinator.executor.places
-        self._channel.send(kind="ready", **placed(self._places))
+        self._channel.send(kind="ready", link=self._link(), **placed(self._places))
         while (message := self._inbox.get()) is not None:
             self._decode(message)
         self._close()
         return 0
+
+    def _link(self) -> dict[str, Any] | None:
+        """What the workers talk over, measured; None where they share a process, or it could not be."""
+        assert self._coordinator is not None
+        with contextlib.suppress(WorkerError):  # one that is lost is replaced when there is something to decode
+            found = self._coordinator.executor.probe()
+            return None if found is None else asdict(found)
+        return None
 
     def _tell_places(self) -> None:
         """Workers may have been put elsewhere, also between two batches."""

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nap_runtime.distributed.probe import LinkProbe
 from nap_runtime.service import failpoints
 from nap_runtime.service.frames import FrameError, Message, encode, receive
 from nap_runtime.service.settings import GroupSettings
@@ -35,6 +36,7 @@ class GroupStatus:
     processes: list[int] = field(default_factory=list)
     places: list[list[str]] = field(default_factory=list)
     slow: list[tuple[int, str, float]] = field(default_factory=list)  # worker, host, factor
+    link: LinkProbe | None = None  # as last measured
 
 
 class GroupFailedError(Exception):
@@ -86,6 +88,8 @@ class Group:
             while (message := await receive(self._reader)) is not None:
                 if message["kind"] == "ready":
                     self._placed(message)
+                    if message.get("link"):
+                        self.status.link = LinkProbe(**message["link"])
                     self._heard = time.monotonic()
                     return
                 if message["kind"] == "failed":

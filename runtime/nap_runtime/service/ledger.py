@@ -17,7 +17,7 @@ from nap_runtime.models.loading import ModelCard
 from nap_runtime.service import failpoints
 from nap_runtime.service.fair import FairQueue, Waiting
 from nap_runtime.service.figures import Figures
-from nap_runtime.service.gate import Accepted, Gate
+from nap_runtime.service.gate import Accepted, Chooser, Gate
 from nap_runtime.service.history import History, read_history
 from nap_runtime.service.hub import Hub
 from nap_runtime.service.journal import Journal, JournalFullError
@@ -50,10 +50,16 @@ class Ledger:
     """
 
     def __init__(
-        self, settings: ServerSettings, card: ModelCard, journal: AsyncJournal, figures: Figures, log: Log
+        self,
+        settings: ServerSettings,
+        card: ModelCard,
+        journal: AsyncJournal,
+        figures: Figures,
+        log: Log,
+        chooser: Chooser | None = None,
     ) -> None:
         self.settings, self.hub, self.figures, self.log = settings, Hub(), figures, log
-        self.gate = Gate(card, settings.group, settings.limits)
+        self.gate = Gate(card, settings.group, settings.limits, chooser)
         limits = settings.limits
         self.queue = FairQueue(capacity=limits.queued, per_owner=limits.queued_per_token)
         self.live: dict[str, Live] = {}

@@ -173,13 +173,14 @@ class Decoder(rpc.DecoderServicer):
             owner=who.name,
             key=request.idempotency_key,
             payload=_payload(request),
-            spec=request.spec.SerializeToString(),
+            spec=accepted.spec.SerializeToString(),
             priority=request.priority,
             deadline=deadline,
             labels=dict(request.labels),
         )
         row, existed = await self._keep(self._ledger.submit(job, accepted))
-        return pb.SubmitResponse(job=views.job_message(row), existed=existed)
+        chosen = "" if existed else accepted.chosen
+        return pb.SubmitResponse(job=views.job_message(row), existed=existed, chosen=chosen)
 
     async def _accept(self, request: pb.SubmitRequest) -> Accepted:
         try:

@@ -21,6 +21,7 @@ from nap_runtime.models.loading import read_card
 from nap_runtime.service.access import Tokens
 from nap_runtime.service.dispatch import Dispatcher
 from nap_runtime.service.figures import Figures
+from nap_runtime.service.gate import Chooser
 from nap_runtime.service.groups import GroupFailedError
 from nap_runtime.service.ledger import Ledger
 from nap_runtime.service.logs import Log
@@ -43,8 +44,8 @@ class Server:
         JournalError: the journal cannot be used.
     """
 
-    def __init__(self, settings: ServerSettings, log: Log) -> None:
-        self.settings, self.log, self.figures = settings, log, Figures()
+    def __init__(self, settings: ServerSettings, log: Log, chooser: Chooser | None = None) -> None:
+        self.settings, self.log, self.figures, self._chooser = settings, log, Figures(), chooser
         self.address = self.http_address = self.metrics_address = ""
         self._stop = asyncio.Event()
         self._lock: int | None = None
@@ -62,7 +63,7 @@ class Server:
         card = read_card(settings.group.model).stored(settings.group.storage)
         self._lock = _lock(settings.journal)
         self._journal = AsyncJournal(settings.journal)
-        self._ledger = Ledger(settings, card, self._journal, self.figures, self.log)
+        self._ledger = Ledger(settings, card, self._journal, self.figures, self.log, self._chooser)
         self._dispatcher = Dispatcher(self._ledger)
         guard = Guard(tokens)
         decoder = Decoder(self._ledger, self._dispatcher, self._journal, card, guard)

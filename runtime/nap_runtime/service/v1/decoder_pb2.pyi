@@ -93,6 +93,7 @@ class SyncMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SYNC_MODE_SHARED: _ClassVar[SyncMode]
     SYNC_MODE_KV: _ClassVar[SyncMode]
     SYNC_MODE_NONE: _ClassVar[SyncMode]
+    SYNC_MODE_AUTO: _ClassVar[SyncMode]
 
 class Topology(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -182,6 +183,7 @@ SYNC_MODE_TOKENS: SyncMode
 SYNC_MODE_SHARED: SyncMode
 SYNC_MODE_KV: SyncMode
 SYNC_MODE_NONE: SyncMode
+SYNC_MODE_AUTO: SyncMode
 TOPOLOGY_UNSPECIFIED: Topology
 TOPOLOGY_FULL: Topology
 TOPOLOGY_HUB: Topology
@@ -226,12 +228,14 @@ class SubmitRequest(_message.Message):
     def __init__(self, idempotency_key: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., priority: _Optional[int] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class SubmitResponse(_message.Message):
-    __slots__ = ("job", "existed")
+    __slots__ = ("job", "existed", "chosen")
     JOB_FIELD_NUMBER: _ClassVar[int]
     EXISTED_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
     job: Job
     existed: bool
-    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., existed: _Optional[bool] = ...) -> None: ...
+    chosen: str
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., existed: _Optional[bool] = ..., chosen: _Optional[str] = ...) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("job_id", "view")
@@ -469,7 +473,7 @@ class DecodeConfig(_message.Message):
     def __init__(self, version: _Optional[int] = ..., layout: _Optional[_Union[Layout, str]] = ..., paths: _Optional[int] = ..., path_tokens: _Optional[_Iterable[int]] = ..., summary_tokens: _Optional[int] = ..., gen_length: _Optional[int] = ..., block_length: _Optional[int] = ..., headers: _Optional[_Union[Headers, _Mapping]] = ..., steps: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., scope: _Optional[_Union[Scope, str]] = ..., confidence: _Optional[_Union[Confidence, str]] = ..., eos_weight: _Optional[float] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., rule_args: _Optional[_Mapping[str, str]] = ..., sync: _Optional[_Union[SyncPolicy, _Mapping]] = ..., control_every: _Optional[int] = ..., threshold: _Optional[float] = ..., factor: _Optional[float] = ..., cfg: _Optional[float] = ..., cache: _Optional[_Union[Cache, str]] = ..., cache_every: _Optional[int] = ...) -> None: ...
 
 class SyncPolicy(_message.Message):
-    __slots__ = ("mode", "every", "warmup", "overlap", "topology", "summary", "top", "settle")
+    __slots__ = ("mode", "every", "warmup", "overlap", "topology", "summary", "top", "settle", "overhead")
     MODE_FIELD_NUMBER: _ClassVar[int]
     EVERY_FIELD_NUMBER: _ClassVar[int]
     WARMUP_FIELD_NUMBER: _ClassVar[int]
@@ -478,6 +482,7 @@ class SyncPolicy(_message.Message):
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
     SETTLE_FIELD_NUMBER: _ClassVar[int]
+    OVERHEAD_FIELD_NUMBER: _ClassVar[int]
     mode: SyncMode
     every: int
     warmup: int
@@ -486,7 +491,8 @@ class SyncPolicy(_message.Message):
     summary: Summary
     top: int
     settle: int
-    def __init__(self, mode: _Optional[_Union[SyncMode, str]] = ..., every: _Optional[int] = ..., warmup: _Optional[int] = ..., overlap: _Optional[bool] = ..., topology: _Optional[_Union[Topology, str]] = ..., summary: _Optional[_Union[Summary, str]] = ..., top: _Optional[int] = ..., settle: _Optional[int] = ...) -> None: ...
+    overhead: float
+    def __init__(self, mode: _Optional[_Union[SyncMode, str]] = ..., every: _Optional[int] = ..., warmup: _Optional[int] = ..., overlap: _Optional[bool] = ..., topology: _Optional[_Union[Topology, str]] = ..., summary: _Optional[_Union[Summary, str]] = ..., top: _Optional[int] = ..., settle: _Optional[int] = ..., overhead: _Optional[float] = ...) -> None: ...
 
 class Headers(_message.Message):
     __slots__ = ("style", "texts")

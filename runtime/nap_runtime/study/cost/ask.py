@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 from nap_runtime.api import check_device, check_dtype, measure_link, runs_elsewhere
+from nap_runtime.auto import OVERHEAD, AutoSync
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig, Device, DType, at_least
 from nap_runtime.models.loading import read_card
 from nap_runtime.models.prompting import DecodeDefaults, build_layout, prompt_ids, resolve
 from nap_runtime.study.cost.choose import Choice, Decode, choose, device_of, machine_of
 from nap_runtime.study.cost.predict import Link, Machine
-from nap_runtime.study.cost.request import OVERHEAD, AutoSync
 
 PROMPT_TOKENS = 64  # of a prompt that is not known yet
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nap_runtime.auto import AutoSync
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.placement import Assignment
@@ -27,7 +28,6 @@ from nap_runtime.job import DecodeConfig, Rule, SyncMode
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.policy import SyncPolicy
 from nap_runtime.study.cost.predict import DEVICES, LINKS, Device, Machine, Work
-from nap_runtime.study.cost.request import AutoSync
 from nap_runtime.study.cost.scenario import ITEM_BYTES
 
 EVERY = (1, 2, 4, 8, 16, 32, 64)
