@@ -15,7 +15,7 @@ from nap_runtime.policy import SummaryMode as SummaryMode
 from nap_runtime.policy import SyncMode as SyncMode
 from nap_runtime.policy import SyncPolicy as SyncPolicy
 from nap_runtime.policy import Topology as Topology
-from nap_runtime.traits import FAST_BLOCK, TRAITS, Traits, check_arguments
+from nap_runtime.traits import FAST_BLOCK, PATH_CACHES, TRAITS, Traits, check_arguments
 from nap_runtime.traits import CacheKind as CacheKind
 from nap_runtime.traits import Rule as Rule
 from nap_runtime.values import at_least as at_least
@@ -78,8 +78,10 @@ class DecodeConfig:
         threshold, factor: the rule's own number (None: 0.9; 1).
         cfg: classifier-free guidance: logits are un + (cfg + 1)·(cond − un), where `un` reads the canvas with its
             prompt masked (None or 0: none). Doubles the rows that are computed.
-        cache: which rows of a `plain` canvas are not computed again at every step (None: none are spared).
-        cache_every: steps between full refreshes, of cache `dkv` (None: 8).
+        cache: which rows are not computed again at every step (None: none are spared). Of a `plain` canvas `prefix`,
+            `dual` or `dkv`; of paths, between two syncs, those of a path that is closed (`closed`), or of every token
+            from one step after its commit (`dkv`).
+        cache_every: steps between full refreshes, of cache `dkv` and layout `plain` (None: 8).
         rule_args: further options of the rule: `schedule` (`llada` or `dream`, of the rules with scope `canvas`),
             `answer` (`START:STOP` slots that `prophet` watches), `eta` and `score` (of `p2`).
         sync: the `SyncPolicy`.
@@ -220,14 +222,33 @@ class DecodeConfig:
                 raise UsageError("cache_every: only cache 'dkv' uses it; give it too", field="cache_every")
             return
         one_of("cache", self.cache, get_args(CacheKind))
-        if self.layout != "plain" or self.picks_over != "canvas":
-            raise UsageError("cache: it needs layout 'plain' and scope 'canvas'", field="cache")
-        if self.cache not in self.traits.caches:
-            able = ", ".join(self.traits.caches) or "none"
+        on_paths = self.layout == "nap" and self.cache in PATH_CACHES
+        if on_paths:
+            self._check_path_cache()
+        elif self.layout != "plain" or self.picks_over != "canvas" or self.cache == "closed":
+            needs = "'nap' and scope 'path'" if self.cache == "closed" else "'plain' and scope 'canvas'"
+            raise UsageError(f"cache: '{self.cache}' needs layout {needs}", field="cache")
+        caches = self.traits.path_caches if on_paths else self.traits.caches
+        if self.cache not in caches:
+            able = ", ".join(caches) or "none"
             text = f"cache: rule '{self.picks_by}' cannot run with '{self.cache}'; caches it can run with: {able}"
             raise UsageError(text, field="cache")
-        if self.cache_every is not None and self.cache != "dkv":
-            raise UsageError(f"cache_every: cache '{self.cache}' does not use it; leave it out", field="cache_every")
+        if self.cache_every is not None and (self.cache != "dkv" or on_paths):
+            what = "on paths, which are refreshed at syncs," if on_paths else ""
+            text = f"cache_every: cache '{self.cache}' {what} does not use it; leave it out".replace("  ", " ")
+            raise UsageError(text, field="cache_every")
+
+    def _check_path_cache(self) -> None:
+        """A sync computes every own row: what is computed at every step is never kept."""
+        if self.sync.mode != "none" and self.sync.period == 1:
+            every = "" if self.sync.mode == "exact" else " with every 1"
+            text = (
+                f"cache: '{self.cache}' spares rows between syncs, and sync '{self.sync.mode}'{every} has one at every "
+            )
+            text += "step; use 'tokens', 'shared' or 'kv' with every 2 or more, or 'none'"
+            raise UsageError(text, field="cache")
+        if self.picks_over != "path":
+            raise UsageError("cache: of layout 'nap' it needs scope 'path'", field="cache")
 
     @property
     def traits(self) -> Traits:
@@ -259,7 +280,7 @@ class DecodeConfig:
             values[self.traits.value[0]] = self.own_value
         if self.traits.adaptive:
             values["block_length"] = self.fast_block
-        if self.cache == "dkv":
+        if self.cache == "dkv" and self.layout == "plain":
             values["cache_every"] = self.refresh_every
         return values
 

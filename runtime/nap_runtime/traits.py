@@ -21,7 +21,8 @@ Rule = Literal[
     "prophet",
     "p2",
 ]
-CacheKind = Literal["prefix", "dual", "dkv"]
+CacheKind = Literal["prefix", "dual", "dkv", "closed"]
+PATH_CACHES: tuple[CacheKind, ...] = ("closed", "dkv")  # of paths, between two syncs; the others are of a plain canvas
 
 FAST_BLOCK = 32  # slots of a block where the rule has blocks of no fixed number of steps (Fast-dLLM's default)
 
@@ -38,7 +39,7 @@ class Traits:
         blocks: uses `block_length`.
         value: the config field with the rule's own number, and its default.
         args: keys of `rule_args`.
-        caches: caches that it can run with.
+        caches: caches of a plain canvas that it can run with.
     """
 
     ranks: bool = True
@@ -54,6 +55,11 @@ class Traits:
     def fixed(self) -> bool:
         """Whether the quotas alone say how many slots each step commits for good."""
         return not (self.adaptive or self.commits_early or self.remasks)
+
+    @property
+    def path_caches(self) -> tuple[CacheKind, ...]:
+        """Caches of paths that it can run with: what may be masked again is not kept, and `dkv` counts on quotas."""
+        return () if self.remasks else PATH_CACHES if self.fixed else ("closed",)
 
 
 TRAITS: dict[Rule, Traits] = {

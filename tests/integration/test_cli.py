@@ -159,6 +159,7 @@ def test_ctrl_c_is_130_and_one_line(model: Path, tmp_path: Path) -> None:
         (["decode", "--top", "4"], ["--top", "consensus"]),
         (["decode", "--cache", "dual"], ["--cache", "layout 'plain'"]),
         (["decode", "--cache-every", "4"], ["--cache-every", "dkv"]),
+        (["decode", "--cache", "closed"], ["--cache", "sync 'exact' has one at every step", "or 'none'"]),
         (["decode", "--rule", "p2", "--rule-arg", "eta=much"], ["--rule-arg", "eta", "'much'"]),
         (["decode", "--gen-length", "9"], ["--gen-length", "'nap'"]),
         (["decode", "--block-length", "9"], ["--block-length", "parallel-forced"]),

@@ -29,6 +29,7 @@ CONFIGS = [
     DecodeConfig(rule="confidence", scope="canvas", confidence="margin", rule_args={"schedule": "dream"}),
     DecodeConfig(layout="plain", gen_length=64, rule="blockwise", block_length=16, cache="dual"),
     DecodeConfig(layout="plain", gen_length=64, rule="confidence", cache="dkv", cache_every=4),
+    DecodeConfig(cache="closed", sync=SyncPolicy("kv", every=8)),
     DecodeConfig(rule="threshold", threshold=0.8, scope="path", cfg=1.5),
     DecodeConfig(rule="factor", factor=2.0, scope="path"),
     DecodeConfig(rule="p2", rule_args={"eta": "0.5"}),

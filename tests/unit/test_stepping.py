@@ -38,6 +38,8 @@ ABLE: list[tuple[str, dict[str, Any]]] = [
     ("nap", {"sync": SyncPolicy("tokens", every=2, topology="isolated")}),
     ("nap", {"sync": SyncPolicy("none", summary="consensus"), "steps": 9}),
     ("nap", {"sync": SyncPolicy("kv", every=2, summary="live")}),
+    ("nap", {"sync": SyncPolicy("kv", every=9), "cache": "closed", "rule": "left-to-right", "scope": "path"}),
+    ("nap", {"sync": SyncPolicy("none"), "cache": "dkv", "temperature": 1.0}),
     ("plain", {"rule": "confidence", "steps": 9}),
     ("plain", {"rule": "blockwise", "block_length": 4, "steps": 12, "temperature": 1.0}),
     ("plain", {"rule": "random", "rule_args": {"schedule": "dream"}, "steps": 6}),

@@ -144,7 +144,9 @@ RULE = (
         "none",
         metavar=_choices(job.CacheKind),
     ),
-    Option("cache-every", "steps between full refreshes of cache dkv of layout plain", str(job.CACHE_EVERY), integer, "N"),
+    Option(
+        "cache-every", "steps between full refreshes of cache dkv of layout plain", str(job.CACHE_EVERY), integer, "N"
+    ),
     Option(
         "rule-arg",
         "further option of the rule, repeatable: schedule=llada|dream (scope canvas); of prophet "

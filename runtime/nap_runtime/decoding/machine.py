@@ -30,6 +30,7 @@ class Rows(Enum):
 
     ALL = "all"  # the whole canvas
     OWN = "own"  # its paths' headers and slots
+    OPEN = "open"  # of those what a cache of paths does not spare; each canvas its own
     OWN_AND_SHARED = "own and shared"
     OWN_AND_SHARE = "own and its share of the shared"  # `exact`: the workers' rows make up the canvas
     SUMMARY = "summary"  # B_S and S
@@ -258,7 +259,7 @@ class Coordination:
         step, schedule = self._step, self._plan.schedule
         plain = Step(
             step=step,
-            rows=Rows.ALL if step == 0 else Rows.OWN,
+            rows=Rows.ALL if step == 0 else Rows.OWN if self._plan.config.cache is None else Rows.OPEN,
             paths=schedule.paths[step],
             summary=schedule.summary[0] if schedule.at_once else None,
         )
@@ -279,8 +280,9 @@ class Coordination:
         if kind == "shared":
             self._fresh(step, "shared")
             return self._live(replace(plain, rows=Rows.OWN_AND_SHARED, layerwise=Layerwise.PARTIALS))
-        rows = {"tokens": Rows.ALL, "kv": Rows.OWN_AND_SHARED, None: Rows.OWN}[kind]
-        return replace(plain, rows=rows) if kind is None else self._live(replace(plain, rows=rows))
+        if kind is None:
+            return plain
+        return self._live(replace(plain, rows=Rows.ALL if kind == "tokens" else Rows.OWN_AND_SHARED))
 
     def _live(self, step: Step) -> Step:
         """The same step; with summary `live` it scores the summary too."""
@@ -369,13 +371,13 @@ class Coordination:
 
 
 def rows_of(rows: Rows, layout: CanvasLayout, assignment: Assignment, worker: int) -> tuple[int, ...]:
-    """Canvas rows that a worker computes for a `Rows`, ascending; not for those of caches."""
+    """Canvas rows that a worker computes for a `Rows`, ascending: of paths' caches the most, not for a region's."""
     if rows is Rows.ALL:
         return tuple(range(layout.size))
     if rows is Rows.SUMMARY:
         return () if layout.summary is None else tuple(layout.summary.rows)
     own = assignment.own_rows(layout, worker)
-    if rows is Rows.OWN:
+    if rows in (Rows.OWN, Rows.OPEN):
         return own
     shared = layout.shared_rows() if rows is Rows.OWN_AND_SHARED else assignment.split_shared(layout)[worker]
     return tuple(sorted((*own, *shared)))

@@ -41,7 +41,7 @@ class Slots(NamedTuple):
     """What a kind of step needs to know of its slots.
 
     Attributes:
-        columns_S: where they stand; `rows_S` which computed row predicts each.
+        columns_S: where they stand; `rows` which computed row predicts each, [S] or [B, S].
         positions: on each canvas, [S] or [B, S]: what noise goes by.
         group_S: which quota each counts against; `block_S` the block that closes with it.
         turn_S: its place among what is picked one after another (`blockwise`), else 0.
@@ -50,7 +50,7 @@ class Slots(NamedTuple):
     """
 
     columns_S: Tensor
-    rows_S: Tensor
+    rows: Tensor
     positions: Tensor
     group_S: Tensor
     block_S: Tensor
@@ -88,7 +88,7 @@ def gather_open(hidden_BRD: Tensor, masked_BN: Tensor, slots: Slots, step: Tenso
     numbers_BS = torch.arange(n_slots, device=open_BS.device).expand(batch, -1)
     chosen_BC = torch.full((batch, size + 1), n_slots, dtype=torch.int64, device=open_BS.device)
     chosen_BC = chosen_BC.scatter(1, place_BS, numbers_BS)[:, :size]
-    rows_BC = slots.rows_S[chosen_BC.clamp_max(n_slots - 1)]
+    rows_BC = slots.rows.expand(batch, -1).gather(1, chosen_BC.clamp_max(n_slots - 1))
     return hidden_BRD.gather(1, rows_BC.unsqueeze(-1).expand(-1, -1, hidden_BRD.shape[-1])), chosen_BC
 
 

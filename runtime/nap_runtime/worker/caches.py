@@ -5,6 +5,11 @@
 what was committed one step ago, so that a token's keys and values are kept from one step after its commit; every N
 steps it computes the whole canvas. What is not computed stays in the store as it was last computed.
 
+Caches of paths (layout `nap`) spare own rows between two syncs: a sync computes them all, and so does the summary's
+first step. `closed` spares the rows of a path of which every slot is decided, `dkv` the row of every token and header;
+each from one step after the last commit in question. Which rows these are is found on the device, so no id depends on
+when the host learns of it; how many there can be the host knows, from quotas or reports, and rounds up to few widths.
+
 Where logits are shifted (Dream) the row before a slot predicts it, so that row is computed too.
 
 Shapes: B batch, R rows of each canvas, N positions, H query heads, G key heads, E head_dim.
@@ -12,11 +17,14 @@ Shapes: B batch, R rows of each canvas, N positions, H query heads, G key heads,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.schedule import UnmaskingSchedule, block_of
 from nap_runtime.decoding.state import CanvasState
 from nap_runtime.job import DecodeConfig
@@ -65,3 +73,96 @@ def changed_rows(state: CanvasState, schedule: UnmaskingSchedule, step: int, *, 
     most = min(masked * (1 + shift) + schedule.canvas[step - 1], needed_BN.shape[1])
     order_BN = needed_BN.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :most]
     return torch.where(needed_BN.gather(1, order_BN), order_BN, order_BN[:, :1])
+
+
+# -- caches of paths ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeepingAttention:
+    """An `Attend` that stores the keys and values of some of its rows and keeps what the store has of the others.
+
+    `rows_BR`: int64 canvas positions, none twice; `fresh_BR`: bool, which are stored. `mask_B1RN` as above.
+    """
+
+    store: KVStore
+    rows_BR: Tensor
+    fresh_BR: Tensor
+    mask_B1RN: Tensor | None = None
+
+    def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
+        """Store, then attend; returns o_BHRE."""
+        fresh_B1R1 = self.fresh_BR[:, None, :, None]
+        for held_BGNX, new_BGRE in ((self.store.k_LBGNE[layer], k_BGRE), (self.store.v_LBGNE[layer], v_BGRE)):
+            new_BGRX = self.store.pack(new_BGRE)
+            at_BGRX = self.rows_BR[:, None, :, None].expand_as(new_BGRX)
+            held_BGNX.scatter_(2, at_BGRX, torch.where(fresh_B1R1, new_BGRX, held_BGNX.gather(2, at_BGRX)))
+        return grouped_sdpa(q_BHRE, *self.store.read(layer, q_BHRE.dtype), self.mask_B1RN)
+
+
+class OwnRows:
+    """A worker's own rows as a cache of paths sees them. O own rows, P own paths.
+
+    Args:
+        shift: whether the row before a slot predicts it.
+    """
+
+    def __init__(self, plan: Plan, worker: int, device: torch.device, *, shift: int) -> None:
+        layout, self._shift, self._by_path = plan.layout, shift, plan.config.cache == "closed"
+        paths = plan.assignment.paths_of(worker)
+        rows = [layout.own_rows(path) for path in paths]
+        self._rows_O = _numbers([row for own in rows for row in own], device)
+        self._path_O = _numbers([at for at, own in enumerate(rows) for _ in own], device)
+        self._slots = [_numbers(list(layout.paths[path].slots), device) for path in paths]
+
+    def pick(self, state: CanvasState, step: int | Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """At least the rows that are to be computed at a step, and which these are: int64 and bool [B, `width`]."""
+        fresh_BN = state.masked | (state.step >= step - 1)
+        if self._by_path:
+            fresh_BP = torch.stack([fresh_BN[:, slots].any(-1) for slots in self._slots], dim=-1)
+            fresh_BO = fresh_BP[:, self._path_O]
+        else:
+            if self._shift:
+                fresh_BN[:, :-1] |= state.masked[:, 1:]
+            fresh_BO = fresh_BN[:, self._rows_O]
+        order_BO = fresh_BO.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :width]
+        return self._rows_O[order_BO], fresh_BO.gather(1, order_BO)
+
+
+def _numbers(values: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+class Widths:
+    """How many own rows a step has to make room for, on the host.
+
+    With `closed` those of paths that are open on some canvas, as far as reports tell; with `dkv` those that quotas
+    leave masked before the last step, in quarters of the own rows.
+    """
+
+    def __init__(self, plan: Plan, worker: int, *, shift: int) -> None:
+        layout, self._shift, self._by_path = plan.layout, shift, plan.config.cache == "closed"
+        paths, self._period = plan.assignment.paths_of(worker), plan.config.reports_every
+        self._rows = [len(layout.own_rows(path)) for path in paths]
+        quotas = [[row[path] for row in plan.schedule.paths] for path in paths]
+        self._left = [
+            [layout.budgets[path], *(layout.budgets[path] - done for done in accumulate(of_path))]
+            for path, of_path in zip(paths, quotas, strict=True)
+        ]
+
+    def of(self, step: int, closed_at: Sequence[Sequence[int | None]]) -> int:
+        """Rows of a step (not the first). `closed_at`: of each canvas that is computed and own path, None: open.
+
+        A report counts from one control word after it on: that far back every device has read it.
+        """
+        if self._by_path:
+            as_of = (step // self._period - 1) * self._period
+            rows = (
+                sum(n for n, at in zip(self._rows, one, strict=True) if at is None or at > as_of) for one in closed_at
+            )
+            return max(rows)
+        needed = sum(
+            min(left[step - 1] * (1 + self._shift), rows) for left, rows in zip(self._left, self._rows, strict=True)
+        )
+        quarter = -(-sum(self._rows) // 4)
+        return min(-(-needed // quarter) * quarter, sum(self._rows))

@@ -30,6 +30,7 @@ from nap_runtime.distributed.comm import Communicator, PendingFlags, Solo, merge
 from nap_runtime.distributed.exchange import TOKEN_BYTES
 from nap_runtime.distributed.wire import Beside, Pace
 from nap_runtime.models.compiled import EAGER_STEP, CompileOptions
+from nap_runtime.worker.caches import Widths
 from nap_runtime.worker.crowd import Crowd
 from nap_runtime.worker.denoiser import Denoiser as Denoiser
 from nap_runtime.worker.lanes import Lanes
@@ -123,7 +124,9 @@ class _Run:
             begin=begin,
             padding=station.padding,
             blocks=[self.resources.slots_of(block) for block in range(len(self.plan.schedule.block_steps))],
+            paths=[self.layout.paths[path].slots for path in self.plan.assignment.paths_of(self.rank)],
         )
+        self._widths = Widths(self.plan, self.rank, shift=int(self.denoiser.config.shifted_logits))
         self._on_report = on_report
         self._settling = self._watch_summary(len(task.prompts))
         self.reporter.settling = self._settling
@@ -214,10 +217,11 @@ class _Run:
 
     def _do_step(self, step: Step) -> None:
         quotas = self._own_quotas(step)
-        if self._may_skip(step, quotas):
+        width = self._widths.of(step.step, self.reporter.closed_at) if step.rows is Rows.OPEN else 0
+        if self._may_skip(step, quotas) or (step.rows is Rows.OPEN and not width):
             return
-        computed, views = self.resources.computed(step), self.resources.views
-        n_rows = computed.rows.shape[-1]
+        computed, views = self.resources.computed(step, width), self.resources.views
+        n_rows = computed.count
         self.wire.syncs += self._talks(step)
         due = Due(
             step=step,
@@ -280,7 +284,7 @@ class _Run:
         """
         if self._dirty or step.layerwise is not Layerwise.NOTHING:
             return False
-        return (step.rows is Rows.OWN and not quotas) or (step.rows is Rows.SUMMARY and not step.summary)
+        return (step.rows in (Rows.OWN, Rows.OPEN) and not quotas) or (step.rows is Rows.SUMMARY and not step.summary)
 
     def _talks(self, step: Step) -> bool:
         """Whether a step has an exchange inside: layer by layer, or of candidates."""

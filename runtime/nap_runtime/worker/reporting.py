@@ -65,6 +65,7 @@ class Reporter:
         begin: the step that comes first; what was committed before it is known already.
         padding: how far canvases stand to the right; `slots` are columns, reports go by positions.
         blocks: slots of the blocks of a canvas that is decoded block by block.
+        paths: slots of each own path, where somebody asks for `closed_at`.
 
     On a GPU the copy of one control point is read at the next, when it has long arrived; on a CPU at once.
     """
@@ -80,6 +81,7 @@ class Reporter:
         begin: int = 0,
         padding: Padding | None = None,
         blocks: Sequence[Sequence[int]] = (),
+        paths: Sequence[Sequence[int]] = (),
     ) -> None:
         self._state, self._worker, self._on_report = state, worker, on_report
         self._canvases = tuple(range(len(state.ids)))
@@ -87,6 +89,7 @@ class Reporter:
         self._positions_S = torch.from_numpy(self._positions).to(state.ids.device)
         self._is_path = np.isin(self._positions, list(path_slots))
         self._in_block = [np.isin(self._positions, list(block)) for block in blocks]
+        self._in_path = [np.isin(self._positions, list(path)) for path in paths]
         self._waiting: _Copied | None = None
         self._provisional: list[_Scored] = []
         self._blocks_done_at: list[int | None] = [None] * len(blocks)
@@ -95,6 +98,7 @@ class Reporter:
         self._settled_at = [-1] * batch
         self._paths_done_at: list[int | None] = [None] * batch
         self._all_done_at: list[int | None] = [None] * batch
+        self._closed_at: list[list[int | None]] = [[None] * len(paths)] * batch
         self._reported = self.step = begin
         self.paths_done_at: int | None = None  # the canvas step from which no own path slot is masked
         self.all_done_at: int | None = None  # the same for every slot the worker answers for
@@ -120,6 +124,11 @@ class Reporter:
         """For each canvas 1 where its own paths were done at a step that is reported, 2 where all was, else 0."""
         both = zip(self._paths_done_at, self._all_done_at, strict=True)
         return tuple(2 if _by(everything, as_of) else int(_by(paths, as_of)) for paths, everything in both)
+
+    @property
+    def closed_at(self) -> list[list[int | None]]:
+        """Of each canvas that is looked at and own path the step from which no slot is masked; None: there is one."""
+        return [self._closed_at[canvas] for canvas in self._canvases]
 
     def settled(self, as_of: int) -> tuple[int, ...]:
         """For each canvas 1 where its summary had settled by a step that is reported; nothing where nobody watches."""
@@ -183,6 +192,7 @@ class Reporter:
         for lane, canvas in enumerate(copied.canvases):
             self._paths_done_at[canvas] = _done_at(masked[lane, self._is_path], steps[lane, self._is_path])
             self._all_done_at[canvas] = _done_at(masked[lane], steps[lane])
+            self._closed_at[canvas] = [_done_at(masked[lane, here], steps[lane, here]) for here in self._in_path]
             self._settled_at[canvas] = int(arrays["settled"][lane]) if "settled" in arrays else -1
         self.paths_done_at = _done_at(masked[:, self._is_path], steps[:, self._is_path])
         self.all_done_at = _done_at(masked, steps)

@@ -6,7 +6,7 @@ captured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,7 +31,7 @@ from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.quantised import PackedAttention, PackedStore
 from nap_runtime.models.transformer import Attend, KVStore
 from nap_runtime.policy import CONSENSUS_TOP
-from nap_runtime.worker.caches import ScatterAttention, block_slots, changed_rows
+from nap_runtime.worker.caches import KeepingAttention, OwnRows, ScatterAttention, block_slots, changed_rows
 from nap_runtime.worker.padding import Padding
 
 
@@ -45,6 +45,37 @@ class ComputedRows:
     rows: Tensor
     positions: Tensor
     attend: Attend
+
+    @property
+    def count(self) -> int:
+        """R."""
+        return self.rows.shape[-1]
+
+    @property
+    def width(self) -> int:
+        """R where the rows are found at the step itself; here 0."""
+        return 0
+
+    def at(self, step: int | Tensor) -> ComputedRows:
+        """The same at every step."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRows:
+    """Own rows that a cache of paths does not spare, `count` of each canvas: which they are is found on the device."""
+
+    count: int
+    find: Callable[[int | Tensor, int], ComputedRows]
+
+    @property
+    def width(self) -> int:
+        """R: another one is another shape."""
+        return self.count
+
+    def at(self, step: int | Tensor) -> ComputedRows:
+        """The rows of a step, whose number may stand on the device."""
+        return self.find(step, self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +130,7 @@ class Resources:
         self._blocks: dict[int, Region] = {}
         self._candidates: dict[tuple[tuple[int, ...], int], CandidateExchange] = {}
         self._consensus: ConsensusExchange | None = None
+        self._slots: dict[tuple[int, ...], Tensor] = {}
         self._changed: Tensor | None = None  # the rows of the step, where each canvas has its own
 
     @cached_property
@@ -190,28 +222,34 @@ class Resources:
     def scored(self, step: Step, slots: tuple[int, ...]) -> ScoredSlots:
         """Where the logits of `slots` come from in a step."""
         key = step.rows, step.block, slots
-        if step.rows is Rows.CHANGED:
-            everything_S = self.all_slots.positions_S
-            head_BS = self._places(everything_S - self._shift)
-            return ScoredSlots(everything_S, head_BS, self.padding.positions(everything_S))
+        if step.rows in (Rows.CHANGED, Rows.OPEN):
+            slots_S = self.all_slots.positions_S if step.rows is Rows.CHANGED else self._slots_tensor(slots)
+            return ScoredSlots(slots_S, self.places(slots_S), self.padding.positions(slots_S))
         if key not in self._scored:
             place = {row: index for index, row in enumerate(self._rows(step.rows, self._rank, step.block))}
             at_S, head = self._tensor(slots), [place[slot - self._shift] for slot in slots]
             self._scored[key] = ScoredSlots(at_S, self._tensor(head), self.padding.positions(at_S))
         return self._scored[key]
 
-    def _places(self, rows_S: Tensor) -> Tensor:
-        """Where rows stand among those of this step, on each canvas; 0 for a row that is not among them. [B, S]."""
+    def _slots_tensor(self, slots: tuple[int, ...]) -> Tensor:
+        if slots not in self._slots:
+            self._slots[slots] = self._tensor(slots)
+        return self._slots[slots]
+
+    def places(self, slots_S: Tensor) -> Tensor:
+        """Where the rows that predict slots stand among those found for this step; 0 for one that does not. [B, S]."""
         assert self._changed is not None
         batch, computed = self._changed.shape
         place_BN = self._changed.new_zeros((batch, self._layout.size))
         order_BR = torch.arange(computed, device=self._device).expand(batch, -1)
-        return place_BN.scatter(1, self._changed, order_BR)[:, rows_S]
+        return place_BN.scatter(1, self._changed, order_BR)[:, slots_S - self._shift]
 
-    def computed(self, step: Step) -> ComputedRows:
-        """The rows of a step with their attention."""
+    def computed(self, step: Step, width: int = 0) -> ComputedRows | FoundRows:
+        """The rows of a step with their attention; `width` of them where a cache of paths finds them."""
         if step.rows is Rows.CHANGED:
             return self._changed_rows(step.step)
+        if step.rows is Rows.OPEN:
+            return FoundRows(width, self._open_rows)
         key = step.rows, step.layerwise, step.block
         if key not in self._computed:
             mine = self._rows(step.rows, self._rank, step.block)
@@ -222,12 +260,26 @@ class Resources:
     def _changed_rows(self, step: int) -> ComputedRows:
         self._changed = changed_rows(self._state, self._plan.schedule, step, shift=self._shift)
         rows_BR = self._changed.repeat(self._views, 1)
+        return self._found(rows_BR, ScatterAttention(self._store, rows_BR, self._seen(rows_BR)))
+
+    def _open_rows(self, step: int | Tensor, width: int) -> ComputedRows:
+        self._changed, fresh_BR = self._own_rows.pick(self._state, step, width)
+        rows_BR = self._changed.repeat(self._views, 1)
+        fresh_BR = fresh_BR.repeat(self._views, 1)
+        return self._found(rows_BR, KeepingAttention(self._store, rows_BR, fresh_BR, self._seen(rows_BR)))
+
+    def _found(self, rows_BR: Tensor, attend: Attend) -> ComputedRows:
+        return ComputedRows(rows_BR, self.padding.positions(rows_BR, views=self._views), attend)
+
+    def _seen(self, rows_BR: Tensor) -> Tensor | None:
+        """What rows see that differ from canvas to canvas. [B, 1, R, N]."""
         mask_NN = self._mask_of_all
         mask_B1RN = None if mask_NN is None else mask_NN[rows_BR].unsqueeze(1)
-        if self.padding.any:
-            mask_B1RN = self.padding.mask(mask_B1RN, views=self._views)
-        positions_BR = self.padding.positions(rows_BR, views=self._views)
-        return ComputedRows(rows_BR, positions_BR, ScatterAttention(self._store, rows_BR, mask_B1RN))
+        return self.padding.mask(mask_B1RN, views=self._views) if self.padding.any else mask_B1RN
+
+    @cached_property
+    def _own_rows(self) -> OwnRows:
+        return OwnRows(self._plan, self._rank, self._device, shift=self._shift)
 
     @cached_property
     def _mask_of_all(self) -> Tensor | None:

@@ -25,7 +25,7 @@ from nap_runtime.distributed.wire import Traffic, Wire
 from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.worker.advance import Canvas, Choice, Slots, decider, gatherer
 from nap_runtime.worker.denoiser import Denoiser
-from nap_runtime.worker.resources import ComputedRows, Resources
+from nap_runtime.worker.resources import ComputedRows, FoundRows, Resources
 
 WIDEST = 4096  # slots of one step that are ranked by counting; more would cost too much memory
 _HEAD_SIZES = 4  # into so many buffers of the head the slots of a kind are divided
@@ -35,11 +35,12 @@ Part = Literal["paths", "summary", "canvas"]
 
 
 class Kind(NamedTuple):
-    """Steps that compute the same rows and pick from the same slots."""
+    """Steps that compute the same rows, or as many (`width`) that the device finds, and pick from the same slots."""
 
     part: Part
     rows: Rows
     layerwise: Layerwise
+    width: int = 0
 
 
 class StepShape(NamedTuple):
@@ -61,7 +62,7 @@ class Due:
 
     step: Step
     quotas: dict[int, int]
-    computed: ComputedRows
+    computed: ComputedRows | FoundRows
     rows: int
     extra_rows: int
     alone: bool = False
@@ -113,15 +114,16 @@ class DeviceSteps:
         """Whether any step of the plan can be one: its rule ranks and takes quotas, without guidance."""
         config, traits = self._config, self._config.traits
         quotas = not (traits.adaptive or traits.remasks or config.picks_by == "prophet")
-        return quotas and not config.cfg and config.cache is None and self._layout.n_slots <= WIDEST
+        spared = config.cache is not None and self._layout.kind == "plain"
+        return quotas and not config.cfg and not spared and self._layout.n_slots <= WIDEST
 
-    def shape(self, step: Step, quotas: dict[int, int]) -> StepShape | None:
+    def shape(self, due: Due) -> StepShape | None:
         """The shape of a step, or None where the `Selector` has to do it."""
-        part = self._part(step)
+        step, part = due.step, self._part(due.step)
         if not self.able or step.live or step.block is not None or part is None:
             return None
-        kind = Kind(part, step.rows, step.layerwise)
-        return StepShape(kind, self._head_size(kind, self._open(step, quotas, part)))
+        kind = Kind(part, step.rows, step.layerwise, due.computed.width)
+        return StepShape(kind, self._head_size(kind, self._open(step, due.quotas, part)))
 
     def _part(self, step: Step) -> Part | None:
         if step.canvas is not None:
@@ -155,8 +157,9 @@ class DeviceSteps:
 
     # -- the work -----------------------------------------------------------------------------------------------
 
-    def work(self, step: Step, computed: ComputedRows, shape: StepShape) -> None:
+    def work(self, step: Step, rows: ComputedRows | FoundRows, shape: StepShape) -> None:
         """Compute the rows and commit, for the step whose number stands in `number`, which becomes the next."""
+        computed = rows.at(self.number)
         ids_BR = self._resources.inputs(computed.rows)
         hidden_BRD = self._denoiser.forward_rows(ids_BR, computed.positions, computed.attend)
         if shape.size:
@@ -165,6 +168,8 @@ class DeviceSteps:
 
     def _commit(self, step: Step, shape: StepShape, hidden_BRD: Tensor) -> None:
         slots = self._slots_of(step, shape.kind)
+        if shape.kind.width:
+            slots = slots._replace(rows=self._resources.places(slots.columns_S))
         open_BCD, chosen_BC = self._gather(hidden_BRD, self._canvas.masked, slots, self.number, shape.size)
         decide = decider(self._choice(shape.kind.part), self._options)
         logits_BCV = self._denoiser.logits(open_BCD)
@@ -198,7 +203,7 @@ class DeviceSteps:
         ends_SE = [(*blocks[at].end_ids, *(-1,) * (most - len(blocks[at].end_ids))) for at in block_S]
         return Slots(
             columns_S=scored.slots_S,
-            rows_S=scored.head,
+            rows=scored.head,
             positions=scored.positions,
             group_S=self._tensor(block_S if part == "paths" else [0] * len(numbers)),
             block_S=self._tensor(block_S),
@@ -309,7 +314,7 @@ class Stepper:
         """Carry out a step, now or with those that follow; whether it may have committed something."""
         self.forwards.append(due.step.step)
         steps = self._device_steps
-        shape = None if steps is None or due.alone else steps.shape(due.step, due.quotas)
+        shape = None if steps is None or due.alone else steps.shape(due)
         if shape is None:
             self.flush()
             return self._run_by_hand(due)
@@ -333,7 +338,7 @@ class Stepper:
 
     def _run_by_hand(self, due: Due) -> bool:
         self._wire.begin_step(rows=due.rows, extra_rows=due.extra_rows)
-        computed = due.computed
+        computed = due.computed.at(due.step.step)
         ids_BR = self._resources.inputs(computed.rows)
         hidden_BRD = self._denoiser.forward_rows(ids_BR, computed.positions, computed.attend)
         changed = self._by_hand(due.step, due.quotas, hidden_BRD)

@@ -84,6 +84,7 @@ class Cache(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_PREFIX: _ClassVar[Cache]
     CACHE_DUAL: _ClassVar[Cache]
     CACHE_DKV: _ClassVar[Cache]
+    CACHE_CLOSED: _ClassVar[Cache]
 
 class SyncMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -177,6 +178,7 @@ CACHE_UNSPECIFIED: Cache
 CACHE_PREFIX: Cache
 CACHE_DUAL: Cache
 CACHE_DKV: Cache
+CACHE_CLOSED: Cache
 SYNC_MODE_UNSPECIFIED: SyncMode
 SYNC_MODE_EXACT: SyncMode
 SYNC_MODE_TOKENS: SyncMode
