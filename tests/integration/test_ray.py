@@ -243,7 +243,9 @@ def test_a_killed_worker_is_an_error_in_seconds_and_nothing_is_left(
         assert "\n" not in str(caught.value)
     assert killed[0] < task.plan.schedule.steps
     group.close()
-    assert gone(cluster, within=10), "processes of the cluster are left"
+    # Ray gives its raylet a second to end. Where that is not enough, its two agents outlive it for the 60 s that they
+    # wait for the control store, which is gone too.
+    assert gone(cluster, within=75), "processes of the cluster are left"
 
 
 def test_a_cluster_that_is_not_there_is_a_usage_error(no_cluster_given: None, model_dir: Path) -> None:
