@@ -62,6 +62,9 @@ class Script:
     def repair(self) -> None:
         """Nothing is lost."""
 
+    def probe(self) -> None:
+        """Nothing is between them."""
+
     def close(self) -> None:
         """Nothing to stop."""
 
