@@ -186,7 +186,7 @@ def test_the_command(tmp_path: Path, record: DecodeRecord, capsys: pytest.Captur
     assert (tmp_path / "o.svg").read_bytes() == first
     capsys.readouterr()
     for wrong, code, part in (
-        ([str(tmp_path / "no.nap")], 1, "No such file"),
+        ([str(tmp_path / "no.nap")], 2, "No such file"),
         ([str(tmp_path / "o.svg")], 1, "trace:"),
         ([str(trace), "--png", "x.jpg"], 2, "--png: x.jpg does not end in .png"),
     ):

@@ -268,6 +268,9 @@ def test_deadlines_end_jobs_that_run_and_jobs_that_wait(client: Client) -> None:
         client.submit("one two", SMALL, within=-1)
     with pytest.raises(UsageError, match="deadline"):
         client.submit("one two", SMALL, within=1e9)
+    for seconds in (float("nan"), float("inf"), -1e300):
+        with pytest.raises(UsageError, match=r"within: .* is not a number of seconds"):
+            client.submit("one two", SMALL, within=seconds)
 
 
 def test_unknown_jobs(client: Client) -> None:
@@ -484,7 +487,13 @@ def nap(nap: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return run
 
 
-def test_a_word_problem_from_the_command_line(start: Callable[..., LocalServer], nap: Any, tmp_path: Path) -> None:
+def press_ctrl_c(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_word_problem_from_the_command_line(
+    start: Callable[..., LocalServer], nap: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = start(model="nap-tiny")
     at = server.address
     code, out, error = nap(at, "submit", "--watch", "--steps", "33", "--label", "cli=1", SHIRT)
@@ -510,6 +519,14 @@ def test_a_word_problem_from_the_command_line(start: Callable[..., LocalServer],
     (tmp_path / "c.yaml").write_text(f"prompt: '{SHIRT}'\nsteps: 33\ngold: '40'\n")
     found = json.loads(nap(at, "submit", "--config", str(tmp_path / "c.yaml"), "--wait", "--json")[1])
     assert (found["answer"], found["correct"], found["job"]["question"]) == ("40", True, SHIRT)
+    with monkeypatch.context() as change:
+        change.setattr("nap_runtime.cli.follow.follow", press_ctrl_c)
+        code, _, error = nap(at, "submit", "--watch", "--steps", "33", SHIRT)
+    left = json.loads(nap(at, "jobs", "--json", "--limit", "1")[1])["id"]
+    said = f"job {left} goes on: nap watch {left}, or nap cancel {left}\n"
+    assert (code, error) == (130, f"{said}nap submit: interrupted\n")
+    assert nap(at, "watch", left, "--json")[0] == 0  # it did go on
+    assert nap(at, "jobs", "--patience", "nan")[0] == 2  # would go on trying for ever
     server.stop()
     code, _, error = nap(at, "jobs", "--patience", "0")
     assert (code, error.count("\n")) == (1, 1)

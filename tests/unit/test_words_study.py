@@ -595,3 +595,9 @@ def test_the_command_measures_shows_and_writes(tmp_path: Path, capsys: pytest.Ca
     assert StudyTable.load(file).config == StudyConfig(distractors=1, max_depth=3)
     assert study_main(["--stats", "--set", "slips=1"]) == 2
     assert "error: slips: unknown key" in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study_main(["--n", "3", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert (error.count("\n"), str(tmp_path) in error) == (1, True)

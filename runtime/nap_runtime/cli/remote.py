@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
@@ -140,10 +141,11 @@ def run_submit(args: argparse.Namespace) -> int:
         if settings.auto is not None:
             said = job.chosen or f"sync auto: {job.sync}, chosen when it was first submitted"
             print(f"nap: {said}", file=sys.stderr, flush=True)
-        if "watch" in args:
-            return _follow(client, job, 0, as_json="json" in args, note=note)
-        if "wait" in args:
-            return _print_result(client.result(job.id), as_json="json" in args)
+        with _left_alone(job):
+            if "watch" in args:
+                return _follow(client, job, 0, as_json="json" in args, note=note)
+            if "wait" in args:
+                return _print_result(client.result(job.id), as_json="json" in args)
     print(output.dumps(job_json(job)) if "json" in args else job.id)
     return 0
 
@@ -178,7 +180,19 @@ def _question(args: argparse.Namespace, seed: int) -> tuple[str, str, str | None
 def run_watch(args: argparse.Namespace) -> int:
     """Follow a job."""
     with client_of(args) as client:
-        return _follow(client, client.get(args.id), getattr(args, "after", 0), as_json="json" in args)
+        job = client.get(args.id)
+        with _left_alone(job):
+            return _follow(client, job, getattr(args, "after", 0), as_json="json" in args)
+
+
+@contextmanager
+def _left_alone(job: JobInfo) -> Iterator[None]:
+    """Say on Ctrl-C that the server goes on with the job: only the looking has ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"job {job.id} goes on: nap watch {job.id}, or nap cancel {job.id}", file=sys.stderr)
+        raise
 
 
 def _follow(client: Client, job: JobInfo, after: int, *, as_json: bool, note: str = "") -> int:

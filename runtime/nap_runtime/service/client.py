@@ -30,11 +30,13 @@ from nap_runtime.service.patience import Patience, error_of
 from nap_runtime.service.settings import is_loopback, split_address
 from nap_runtime.service.v1 import decoder_pb2 as pb
 from nap_runtime.service.v1 import decoder_pb2_grpc as rpc
+from nap_runtime.values import number
 
 T = TypeVar("T")
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 TOKEN_VARIABLE, ADDRESS_VARIABLE = "NAP_TOKEN", "NAP_SERVER"
 _CALL_SECONDS = 30.0
+_LONGEST_SECONDS = 100 * 366 * 86400  # a deadline after it is no timestamp of protobuf's
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -79,7 +81,7 @@ class AsyncClient:
         if ca is None and token and not is_loopback(host):
             raise UsageError("token: it would travel in the clear; give ca for TLS", field="token")
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._patience = patience
+        self._patience = _seconds("patience", patience)
         if ca is None:
             self._channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
         else:
@@ -139,7 +141,7 @@ class AsyncClient:
             idempotency_key=key or secrets.token_hex(16), spec=spec, priority=priority, labels=dict(labels or {})
         )
         if within is not None:
-            request.deadline.FromNanoseconds(round((time.time() + within) * 1e9))
+            request.deadline.FromNanoseconds(round((time.time() + _seconds("within", within)) * 1e9))
         response = await self._call(self._stub.Submit, request)
         return job_of(response.job, existed=response.existed, chosen=response.chosen)
 
@@ -340,6 +342,13 @@ def _credentials(ca: str | Path, cert: str | Path | None, key: str | Path | None
         except OSError as error:
             raise UsageError(f"{name}: {file}: {error.strerror}", field=name) from error
     return grpc.ssl_channel_credentials(root_certificates=read[0], private_key=read[1], certificate_chain=read[2])
+
+
+def _seconds(name: str, value: float) -> float:
+    number(name, value, float)
+    if not abs(value) <= _LONGEST_SECONDS:  # NaN too
+        raise UsageError(f"{name}: {value} is not a number of seconds up to a hundred years", field=name)
+    return value
 
 
 def _encodable(text: str) -> str:

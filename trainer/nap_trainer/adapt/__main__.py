@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         args.run(args)
-    except NapError as error:
+    except (NapError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
