@@ -335,6 +335,13 @@ def test_group_settings() -> None:
         with pytest.raises(UsageError):
             GroupSettings(**wrong)  # type: ignore[arg-type]
     assert GroupSettings(workers=3, spares=1).on_ray
+    assert GroupSettings(weights="fp8", device="cuda", dtype="bfloat16").storage.marks == "+weights-fp8"
+    for wrong, message in (
+        ({"weights": "fp8", "device": "cuda"}, "weights: 'fp8' on a GPU gives bfloat16"),
+        ({"kv": "fp4"}, "kv: unknown value 'fp4'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            GroupSettings(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="u16"):
         Limits(canvas=70_000)
 
