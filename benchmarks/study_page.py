@@ -188,7 +188,7 @@ COMMANDS = (
     "python examples/train/mismatch.py MODELS --set model.init=MINIATURE/models/nap-s0/model",
     "nap study run examples/studies/full.yaml --out out/full --jobs 5 --set device=cuda --set model=TINY/model",
     "nap study run examples/studies/twin.yaml --out out/twin --jobs 5 --set device=cuda --set model=TWIN/model",
-    "nap study run examples/studies/mismatch.yaml --out out/mismatch --jobs 5 --set device=cuda --set run=MODELS",
+    "nap study run examples/studies/mismatch.yaml --out out/mismatch --set run=MODELS --set n=128 --set dtype=bfloat16",
     "nap study run examples/studies/adapted.yaml --out out/adapted --set device=cuda --set model=M --set gsm8k=F.jsonl",
     "nap study pack out/NAME --out benchmarks/results/study/NAME",
     "python benchmarks/sync_scaling.py --out benchmarks/results/scaling.json",

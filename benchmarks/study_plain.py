@@ -32,6 +32,7 @@ def plainly(records: Records, scaling: Sequence[Path]) -> Iterator[str]:
         yield from _paths(records)
     yield from _twins(records)
     yield from _mismatch(records)
+    yield from _topology(records)
     yield from (said for file in scaling for said in _time(file))
 
 
@@ -110,6 +111,24 @@ def _mismatch(records: Records) -> Iterator[str]:
         yield (
             "**Must a model be trained for silence?** Five models that knew different things of their peers in "
             f"training, decoded without talk instead of with it at every step: answers {'; '.join(said)}."
+        )
+
+
+def _topology(records: Records) -> Iterator[str]:
+    """Each model under the topology that it was trained with, against the two others."""
+    if "mismatch" not in records:
+        return
+    signs = []
+    for name in TRAINED:
+        found = runs(records["mismatch"], "every", label=name, sync_every=1)
+        own = name if name in ("hub", "isolated") else "full"
+        by = {run.row["sync_topology"]: run for run in found}
+        signs += [difference(run, by[own], "accuracy").sign for at_, run in by.items() if own in by and at_ != own]
+    if signs:
+        fewer = signs.count(-1)
+        yield (
+            "**Can the topology be changed after training?** The same models decoded with another topology than they "
+            f"were trained with: answers are right less often in {fewer} of {len(signs)} cases."
         )
 
 
