@@ -243,9 +243,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--methods", "mine"], "--methods: unknown value 'mine'"),
         (["--batch-size", "0"], "--batch-size: 0"),
         (["--compile", "fast"], "--compile: unknown value 'fast'"),
+        (["--out", "."], "--out: . is a folder; give a file"),
+        (["--device", "cuda"], "--device: torch sees no CUDA device; use cpu"),
     ],
 )
-def test_the_command_refuses(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["bench", *options]) == 2
     error = capsys.readouterr().err
     assert message in error

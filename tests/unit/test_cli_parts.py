@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nap_runtime.cli.app import build_parser
+from nap_runtime.cli.app import build_parser, main
 from nap_runtime.cli.controls import look_up
 from nap_runtime.cli.jobs import BadLine, held_out, pick_held_out, read_jobs
 from nap_runtime.cli.live import CanvasView, timeline
@@ -60,6 +60,24 @@ def test_help_shows_every_default(parser: Parser) -> None:
 )
 def test_short_usage_names_what_stands_without_an_option(names: tuple[str, ...], usage: str) -> None:
     assert parser_of(*names).format_usage() == f"usage: {usage}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("serve --drain nan", "nap serve: --drain: not a number of at least 0"),
+        ("serve --keep -1", "nap serve: --keep: not a number of at least 0"),
+        ("probe reliance --n 100001", "nap probe reliance: --n: 100001 is more than the 100,000"),
+        ("model make --shape nap-tiny --out x --seed -1", "nap model make: --seed: -1 is not an integer of at least 0"),
+    ],
+)
+def test_numbers_out_of_range_are_named_by_their_option(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
 
 
 def test_help_names_the_defaults_of_models_without_their_own() -> None:

@@ -95,11 +95,13 @@ def _run(args: argparse.Namespace) -> int:
         return _compare(args)
     if "allow" in args:
         raise UsageError("allow: only --compare uses it; leave it out", field="allow")
+    from nap_runtime.api import check_device
     from nap_runtime.bench import history, report
     from nap_runtime.bench.run import run_bench
 
-    save = _saver(getattr(args, "out", None))
-    result = run_bench(_spec(args), command=_command(args), progress=_progress(), save=save)
+    save, spec = _saver(getattr(args, "out", None)), _spec(args)
+    check_device(spec.device)
+    result = run_bench(spec, command=_command(args), progress=_progress(), save=save)
     save(result)
     if "record" in args:
         print(f"recorded in {history.record(result, args.record)}", file=sys.stderr)
@@ -116,6 +118,8 @@ def _saver(file: Path | None) -> Callable[[dict[str, Any]], None]:
     """Writes the file anew, also while the benchmark goes on: what is stopped is not lost."""
     if file is None:
         return lambda _: None
+    if file.is_dir():  # found out now, and not when all is measured
+        raise UsageError(f"out: {file} is a folder; give a file", field="out")
     from nap_runtime.models.files import write_text_atomic
 
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nap_runtime.cli import output
-from nap_runtime.cli.parser import Parser, integer, positive
+from nap_runtime.cli.parser import Parser, natural, positive
 from nap_runtime.errors import ModelError, UsageError
 from nap_runtime.job import DTYPES
 
@@ -54,7 +54,7 @@ def register(root: Parser) -> None:
     make = group.command("make", _MAKE, _make)
     make.add_argument("--shape", required=True, metavar="SHAPE", help="see above (required)")
     make.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder without a model (required)")
-    make.add_argument("--seed", type=integer, default=0, metavar="S", help="of the weights (default: 0)")
+    make.add_argument("--seed", type=natural, default=0, metavar="S", help="of the weights (default: 0)")
     _add_dtype(make, f"precision to store (default: {_DEFAULT_DTYPE})")
     export = group.command("export", _EXPORT, _export)
     export.add_argument("model", metavar="nap-tiny|PATH|URL")

@@ -230,6 +230,7 @@ PLACE = (
 GROUPS = {"canvas": CANVAS, "rule": RULE, "synchronisation": SYNC, "where it runs": PLACE}
 _ALL = tuple(option for group in GROUPS.values() for option in group)
 _NAMES = {option.field: f"--{option.name}" for option in _ALL} | {"sync": "--sync", "prompt": "PROMPT"}
+_NAMES |= {"keep_seconds": "--keep", "drain_seconds": "--drain"}  # of nap serve
 
 
 def add_decode_options(parser: Parser, *, without: tuple[str, ...] = ()) -> None:

@@ -123,11 +123,9 @@ def read_problems(
     if ask not in ASKS:
         raise UsageError(f"ask: unknown value '{ask}'; use one of {', '.join(ASKS)}", field="ask")
     if n is not None:
-        at_least("n", n, 1)
+        check_count(n, generated=name in GENERATED)
     number("seed", seed, int)
     if name in GENERATED:
-        if n is not None and n > MOST:
-            raise UsageError(f"n: {n} is more than the {MOST:,} that are generated at once", field="n")
         if data is not None:
             raise UsageError(f"data: set '{name}' is generated; leave it out", field="data")
         return list(_generated(name, n or 500, seed, dict(options or {})))
@@ -136,6 +134,13 @@ def read_problems(
     rows = file_rows(data) if data is not None else hub_rows(*HUB[name])
     where = str(data) if data is not None else HUB[name][0]
     return [_problem(name, where, at, row, seed, ask) for at, row in enumerate(islice(rows, n))]
+
+
+def check_count(n: int, *, generated: bool) -> None:
+    """UsageError unless so many problems can be asked for."""
+    at_least("n", n, 1)
+    if generated and n > MOST:
+        raise UsageError(f"n: {n} is more than the {MOST:,} that are generated at once", field="n")
 
 
 # -- generated -------------------------------------------------------------------------------------

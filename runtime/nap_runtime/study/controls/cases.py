@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nap_runtime.errors import DataError
-from nap_runtime.study.problems import Problem, file_rows
+from nap_runtime.study.problems import Problem, check_count, file_rows
 
 _NUMBER = re.compile(r"(?<![\d.])\d+(?![\d.]*\d)")  # whole numbers that are no part of a decimal
 _TRIES = 200
@@ -105,9 +105,10 @@ def read_cases(*, n: int, paths: int, seed: int = 0, data: Path | None = None) -
         data: JSONL or parquet of NAP data (None: `words`, which has three paths a problem).
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or `n` is below 1 or beyond what is generated at once.
         DataError: a row is malformed, or no row has so many right paths.
     """
+    check_count(n, generated=data is None)
     found = list(islice(_from_file(data, paths) if data is not None else _from_words(paths, seed), n))
     if not found:
         raise DataError(f"{data}: no row has {paths} paths that state its answer")
