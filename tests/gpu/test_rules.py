@@ -64,11 +64,28 @@ def test_paths_on_simulated_workers(
 ) -> None:
     config = DecodeConfig(paths=3, temperature=0.5, seed=3, sync=policy)
     task = make_task(nap_layout((9, 12, 7)), config, [prompt_of(seed) for seed in range(2)], 3)
-    model = tiny_model("llada-tiny", 1, scale=20.0)
+    same_there(tiny_model("llada-tiny", 1, scale=20.0), task, collect)
+
+
+def same_there(model: Any, task: Any, collect: Any) -> None:
     there, here = run(model, task, collect, "cuda"), run(model, task, collect, "cpu")
     assert there.ids == here.ids
-    assert [there.commits(canvas) for canvas in range(2)] == [here.commits(canvas) for canvas in range(2)]
+    for canvas in range(len(there.ids)):
+        assert there.commits(canvas) == here.commits(canvas)
     assert [one.forwards for one in there.outcomes] == [one.forwards for one in here.outcomes]
+    assert [one.away for one in there.outcomes] == [one.away for one in here.outcomes]
+
+
+@pytest.mark.parametrize("cache", [None, "closed", "dkv"])
+def test_canvases_leave_a_batch(
+    tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any, collect: Any, cache: Any
+) -> None:
+    """The same ones at the same steps as on a CPU, and of a cache's rows as many."""
+    layout = nap_layout((14, 11, 12), summary=6, ends=tuple(range(30)))
+    left: dict[str, Any] = {"rule": "left-to-right", "scope": "path", "control_every": 1}
+    config = DecodeConfig(paths=3, temperature=1.0, sync=SyncPolicy("kv", every=4), cache=cache, **left)
+    task = make_task(layout, config, [prompt_of(seed, tokens=5 - seed % 2) for seed in range(6)], 3)
+    same_there(tiny_model("llada-tiny", 2), task, collect)
 
 
 @pytest.fixture

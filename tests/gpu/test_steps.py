@@ -29,6 +29,8 @@ CONFIGS: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 4},
     {"sync": SyncPolicy("kv", every=4), "steps": 24},
     {"sync": SyncPolicy("none", topology="hub")},
+    {"sync": SyncPolicy("kv", every=8), "cache": "closed", "rule": "left-to-right", "scope": "path"},
+    {"sync": SyncPolicy("none"), "cache": "dkv"},
 ]
 
 

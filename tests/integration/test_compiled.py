@@ -70,8 +70,28 @@ def test_every_way_to_pick_compiled(
         {"rule": "confidence", "steps": 6, "sync": SyncPolicy("exact", topology="hub")},
         {"rule": "threshold", "threshold": 0.3},
         {"sync": SyncPolicy("tokens", every=2, topology="isolated")},
+        {"sync": SyncPolicy("kv", every=5), "cache": "closed", "rule": "left-to-right", "scope": "path"},
+        {"sync": SyncPolicy("none"), "cache": "dkv", "steps": 12},
     ]
     check(executors, tasks_of(nap_layout, prompt_of, make_task, configs), collect, rtol)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_compiled_batch_narrows(
+    tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any, collect: Any
+) -> None:
+    """Batches of four, two and one canvas are three shapes to a compiler."""
+    model = tiny_model("llada-tiny", 2)
+    layout, prompts = nap_layout((14, 11, 12), ends=tuple(range(30))), [prompt_of(seed) for seed in range(4)]
+    config = DecodeConfig(paths=3, temperature=1.0, rule="left-to-right", scope="path", control_every=1)
+    executors = (
+        InlineExecutor(model, dtype=torch.float64),
+        InlineExecutor(model, dtype=torch.float64, compiling=CompileOptions(mode="default")),
+    )
+    task = make_task(layout, config, prompts)
+    check(executors, [task], collect, 0.0)
+    assert any(collect(executors[1], task).outcomes[0].away)
 
 
 @pytest.mark.soak

@@ -30,6 +30,7 @@ from nap_runtime.job import DecodeConfig, SyncPolicy
 ROWS = {
     Rows.ALL: "all",
     Rows.OWN: "own",
+    Rows.OPEN: "open",
     Rows.OWN_AND_SHARED: "own+shared",
     Rows.OWN_AND_SHARE: "own+share",
     Rows.SUMMARY: "summary",
@@ -185,6 +186,17 @@ MODES: dict[tuple[str, int | None, int], list[str]] = {
         "7 summary lead S1",
     ],
 }
+
+
+@pytest.mark.parametrize("cache", ["closed", "dkv"])
+@pytest.mark.parametrize("mode", [("tokens", 2, 0), ("kv", 3, 1)], ids=str)
+def test_a_cache_of_paths_spares_rows_between_syncs_only(
+    machine: Callable[..., Coordination], mode: Any, cache: str
+) -> None:
+    kind, every, warmup = mode
+    wanted = [said.replace("own", "open") if said.endswith(" own") else said for said in MODES[mode]]
+    assert run(machine(SyncPolicy(kind, every=every, warmup=warmup), cache=cache)) == [*wanted, "finish"]
+    assert any(" open" in said for said in wanted)
 
 
 @pytest.mark.parametrize("policy", MODES, ids=str)

@@ -144,6 +144,37 @@ def test_a_batch_of_the_same_shape_uses_the_graphs_of_the_last(
 
 
 @pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("tokens", [5, 4], ids=["equal prompts", "padded ones"])
+def test_a_batch_that_narrows_keeps_graphs_for_each_size(
+    tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any, collect: Any, tokens: int
+) -> None:
+    """Batches of four that shrink to two and one, one after another over the same tensors."""
+    model, layout = tiny_model("llada-tiny", 2), nap_layout((9, 5, 7), ends=tuple(range(24)))
+    kept, seen = _Worker(model, GRAPH), set()
+    left: dict[str, Any] = {"rule": "left-to-right", "scope": "path", "control_every": 1, "temperature": 1.0}
+    for seed in range(4):
+        config = DecodeConfig(paths=3, seed=seed, sync=SyncPolicy("kv", every=3), **left)
+        prompts = [prompt_of(seed + at, tokens=tokens if at % 2 else 5) for at in range(4)]
+        task = make_task(layout, config, prompts)
+        got = collect(kept, task)
+        same(collect(InlineExecutor(model, dtype=torch.float64), task), got, 4)
+        assert got.outcomes[0].ids.tolist() == [
+            collect(InlineExecutor(model, dtype=torch.float64), make_task(layout, config, [prompt]))
+            .outcomes[0]
+            .ids[0]
+            .tolist()
+            for prompt in prompts
+        ]
+        seen.add(any(got.outcomes[0].away))
+    (only,) = kept.worker.stations._kept.values()
+    sizes = {len(pads) for pads in only._sections}
+    assert True in seen
+    assert sizes <= {1, 2, 4}
+    assert len(sizes) > 1
+    assert len(only._sections) == len(sizes) if tokens == 5 else len(only._sections) <= station._SECTIONS
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_only_so_many_shapes_are_kept(tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any) -> None:
     kept = _Worker(tiny_model("llada-tiny", 1), GRAPH)
     seen = []

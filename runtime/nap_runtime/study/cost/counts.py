@@ -214,7 +214,7 @@ class _Walk:
     def _may_skip(self, step: Step, worker: int, quotas: Sequence[int]) -> bool:
         if self.dirty[worker] or step.layerwise is not Layerwise.NOTHING:
             return False
-        return (step.rows in (Rows.OWN, Rows.OPEN) and not any(quotas)) or (step.rows is Rows.SUMMARY and not step.summary)
+        return (step.rows is Rows.OWN and not any(quotas)) or (step.rows is Rows.SUMMARY and not step.summary)
 
     def _dirties(self, step: Step, worker: int, quotas: Sequence[int]) -> bool:
         if step.canvas is not None:
