@@ -82,22 +82,31 @@ def changed_rows(state: CanvasState, schedule: UnmaskingSchedule, step: int, *, 
 class KeepingAttention:
     """An `Attend` that stores the keys and values of some of its rows and keeps what the store has of the others.
 
-    `rows_BR`: int64 canvas positions, none twice; `fresh_BR`: bool, which are stored. `mask_B1RN` as above.
+    Args:
+        at_X: where the rows of every canvas and key head stand in a layer's keys as one list of B·G·N rows; none twice.
+        fresh_X1: bool, which of them are stored.
+        mask: what rows see, [R, N] or [B, 1, R, N] (None: all).
     """
 
     store: KVStore
-    rows_BR: Tensor
-    fresh_BR: Tensor
-    mask_B1RN: Tensor | None = None
+    at_X: Tensor
+    fresh_X1: Tensor
+    mask: Tensor | None = None
+
+    @classmethod
+    def of(cls, store: KVStore, rows_BR: Tensor, fresh_BR: Tensor, mask: Tensor | None) -> KeepingAttention:
+        """For int64 canvas positions [B, R], none twice, and bool [B, R], which of them are stored."""
+        _, batch, heads, positions, _ = store.k_LBGNE.shape
+        first_BG1 = (torch.arange(batch * heads, device=rows_BR.device) * positions).view(batch, heads, 1)
+        at_BGR = first_BG1 + rows_BR.unsqueeze(1)
+        return cls(store, at_BGR.flatten(), fresh_BR.unsqueeze(1).expand_as(at_BGR).reshape(-1, 1), mask)
 
     def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
         """Store, then attend; returns o_BHRE."""
-        fresh_B1R1 = self.fresh_BR[:, None, :, None]
         for held_BGNX, new_BGRE in ((self.store.k_LBGNE[layer], k_BGRE), (self.store.v_LBGNE[layer], v_BGRE)):
-            new_BGRX = self.store.pack(new_BGRE)
-            at_BGRX = self.rows_BR[:, None, :, None].expand_as(new_BGRX)
-            held_BGNX.scatter_(2, at_BGRX, torch.where(fresh_B1R1, new_BGRX, held_BGNX.gather(2, at_BGRX)))
-        return grouped_sdpa(q_BHRE, *self.store.read(layer, q_BHRE.dtype), self.mask_B1RN)
+            held, new = held_BGNX.view(-1, held_BGNX.shape[-1]), self.store.pack(new_BGRE).flatten(0, 2)
+            held.index_copy_(0, self.at_X, torch.where(self.fresh_X1, new, held.index_select(0, self.at_X)))
+        return grouped_sdpa(q_BHRE, *self.store.read(layer, q_BHRE.dtype), self.mask)
 
 
 class OwnRows:
@@ -111,12 +120,15 @@ class OwnRows:
         layout, self._shift, self._by_path = plan.layout, shift, plan.config.cache == "closed"
         paths = plan.assignment.paths_of(worker)
         rows = [layout.own_rows(path) for path in paths]
-        self._rows_O = _numbers([row for own in rows for row in own], device)
+        self.rows_O = _numbers([row for own in rows for row in own], device)
         self._path_O = _numbers([at for at, own in enumerate(rows) for _ in own], device)
         self._slots = [_numbers(list(layout.paths[path].slots), device) for path in paths]
 
     def pick(self, state: CanvasState, step: int | Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """At least the rows that are to be computed at a step, and which these are: int64 and bool [B, `width`]."""
+        """At least the rows that are to be computed at a step, and which these are: int64 and bool [B, `width`].
+
+        Where `width` is all of them they are in order, the same on every canvas.
+        """
         fresh_BN = state.masked | (state.step >= step - 1)
         if self._by_path:
             fresh_BP = torch.stack([fresh_BN[:, slots].any(-1) for slots in self._slots], dim=-1)
@@ -124,9 +136,11 @@ class OwnRows:
         else:
             if self._shift:
                 fresh_BN[:, :-1] |= state.masked[:, 1:]
-            fresh_BO = fresh_BN[:, self._rows_O]
+            fresh_BO = fresh_BN[:, self.rows_O]
+        if width == len(self.rows_O):
+            return self.rows_O.expand(len(fresh_BO), -1), fresh_BO
         order_BO = fresh_BO.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :width]
-        return self._rows_O[order_BO], fresh_BO.gather(1, order_BO)
+        return self.rows_O[order_BO], fresh_BO.gather(1, order_BO)
 
 
 def _numbers(values: list[int], device: torch.device) -> Tensor:

@@ -263,19 +263,22 @@ class Resources:
         return self._found(rows_BR, ScatterAttention(self._store, rows_BR, self._seen(rows_BR)))
 
     def _open_rows(self, step: int | Tensor, width: int) -> ComputedRows:
-        self._changed, fresh_BR = self._own_rows.pick(self._state, step, width)
-        rows_BR = self._changed.repeat(self._views, 1)
-        fresh_BR = fresh_BR.repeat(self._views, 1)
-        return self._found(rows_BR, KeepingAttention(self._store, rows_BR, fresh_BR, self._seen(rows_BR)))
+        own = self._own_rows
+        self._changed, fresh_BR = own.pick(self._state, step, width)
+        rows_BR, fresh_BR = (found.repeat(self._views, 1) for found in (self._changed, fresh_BR))
+        rows = (
+            own.rows_O if width == len(own.rows_O) else rows_BR
+        )  # as a step without a cache has them, or each its own
+        return self._found(rows, KeepingAttention.of(self._store, rows_BR, fresh_BR, self._seen(rows)))
 
-    def _found(self, rows_BR: Tensor, attend: Attend) -> ComputedRows:
-        return ComputedRows(rows_BR, self.padding.positions(rows_BR, views=self._views), attend)
+    def _found(self, rows: Tensor, attend: Attend) -> ComputedRows:
+        return ComputedRows(rows, self.padding.positions(rows, views=self._views), attend)
 
-    def _seen(self, rows_BR: Tensor) -> Tensor | None:
-        """What rows see that differ from canvas to canvas. [B, 1, R, N]."""
+    def _seen(self, rows: Tensor) -> Tensor | None:
+        """What rows see: [R, N], or where they differ from canvas to canvas [B, 1, R, N]."""
         mask_NN = self._mask_of_all
-        mask_B1RN = None if mask_NN is None else mask_NN[rows_BR].unsqueeze(1)
-        return self.padding.mask(mask_B1RN, views=self._views) if self.padding.any else mask_B1RN
+        mask = None if mask_NN is None else mask_NN[rows] if rows.dim() == 1 else mask_NN[rows].unsqueeze(1)
+        return self.padding.mask(mask, views=self._views)
 
     @cached_property
     def _own_rows(self) -> OwnRows:
