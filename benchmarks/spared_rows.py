@@ -6,8 +6,9 @@
 Each case is a sync policy on so many workers (simulated: one device). Every batch is decoded in all ways, one after
 another and in turn first, so that a load on the machine meets all of them: `whole` computes every canvas of a batch to
 its end, `leaving` (what decodes do) leaves canvases out as they are done, and `closed` and `dkv` are caches on top of
-that. `seconds` are those of forwards, head and selection, summed over workers and batches, and their ratio is taken
-batch by batch (median); `same` is the share of canvases with the ids of `leaving`; `rows` those of one canvas.
+that. Case `threshold` is that rule over the whole canvas, which ends when it is decided. `seconds` are those of
+forwards, head and selection, summed over workers and batches, and their ratio to those of `leaving` is taken batch by
+batch (median); `same` is the share of canvases with the ids of `leaving`; `rows` those of one canvas.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ CASES: dict[str, tuple[SyncPolicy, int]] = {
     "kv8-2": (SyncPolicy("kv", every=8), 2),
     "tokens8-hub": (SyncPolicy("tokens", every=8, topology="hub"), 1),
     "none": (SyncPolicy("none"), 1),
+    "threshold": (SyncPolicy("exact"), 1),
 }
 WAYS = ("whole", "leaving", "closed", "dkv")
 
@@ -88,20 +90,20 @@ def measure(name: str, problems: Sequence[Problem], args: argparse.Namespace) ->
         way: (Whole if way == "whole" else InlineExecutor)(model, **place)  # type: ignore[arg-type]
         for way in WAYS
     }
-    found: dict[str, list[DecodeResult]] = {way: [] for way in WAYS}
-    spent: dict[str, list[float]] = {way: [] for way in WAYS}
+    ways = WAYS[:2] if name == "threshold" else WAYS
+    found: dict[str, list[DecodeResult]] = {way: [] for way in ways}
+    spent: dict[str, list[float]] = {way: [] for way in ways}
     for number, first in enumerate(range(0, len(problems), args.batch)):
         some = problems[first : first + args.batch]
-        turn = number % len(WAYS)
-        for way in (*WAYS[turn:], *WAYS[:turn]):
+        turn = number % len(ways)
+        for way in (*ways[turn:], *ways[:turn]):
             cache: Any = way if way in ("closed", "dkv") else None
-            config = DecodeConfig(
-                steps=args.steps, sync=sync, cache=cache, seed=args.seed, control_every=args.control_every
-            )
+            given: dict[str, Any] = {"steps": args.steps, "control_every": args.control_every, "cache": cache}
+            config = DecodeConfig(sync=sync, seed=args.seed, **({"rule": name} if name == "threshold" else given))
             results, seconds = _decode(Coordinator(card, executors[way]), some, config)
             found[way] += results
             spent[way].append(seconds)
-    return {way: _figures(problems, found[way], found["leaving"], spent[way], spent["leaving"]) for way in WAYS}
+    return {way: _figures(problems, found[way], found["leaving"], spent[way], spent["leaving"]) for way in ways}
 
 
 def _decode(lead: Coordinator, problems: Sequence[Problem], config: DecodeConfig) -> tuple[list[DecodeResult], float]:

@@ -46,6 +46,13 @@ def test_content_goes_with_its_canvas(data: Any, batch: int, views: int) -> None
         assert [tuple(place) for place in twice.tolist()[: views * lanes.size]] == front
 
 
+def test_a_sixteenth_stays() -> None:
+    lanes = Lanes(64).narrowed({5})
+    assert lanes is not None
+    assert lanes.size == 4
+    assert 5 in lanes.canvases
+
+
 def test_as_few_as_possible_move() -> None:
     lanes = Lanes(8).narrowed({1, 3, 6})
     assert lanes is not None

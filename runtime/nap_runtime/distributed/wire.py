@@ -123,6 +123,10 @@ class Wire:
         for part in fields(self):
             setattr(self, part.name, getattr(fresh, part.name))
 
+    def other_canvases(self) -> None:
+        """From here on a forward has fewer or more canvases: the next over any number of rows is a first one again."""
+        self._rows_seen.clear()
+
     @contextmanager
     def exchanging(self) -> Iterator[None]:
         """Time an exchange as blocked, its packing and unpacking included; not inside a captured step."""

@@ -15,6 +15,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+_AT_LEAST = 16  # one lane of so many is computed in any case
+
 Place = tuple[int, int]  # a canvas, and which view of it
 
 
@@ -42,7 +44,8 @@ class Lanes:
 
     def narrowed(self, needed: Collection[int]) -> Lanes | None:
         """Fewer lanes with all `needed` canvases in them, moving as few as possible; None where no bucket is spared."""
-        size = bucket(len(needed), self.size) if needed else self.size
+        least = len(self.order) // _AT_LEAST  # a step of all again is no sign of a stuck worker (executor/liveness.py)
+        size = bucket(max(len(needed), least), self.size) if needed else self.size
         if size == self.size:
             return None
         behind = [lane for lane in range(size, self.size) if self.order[lane] in needed]

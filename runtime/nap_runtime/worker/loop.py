@@ -300,8 +300,6 @@ class _Run:
         needed = len(summary.rows) if step.summary is not None and summary is not None else self._own_rows
         return max(rows - needed, 0)
 
-    # -- canvases that leave the forwards, and come back ------------------------------------------------------------
-
     def _regroup(self, step: int) -> None:
         """Leave canvases out that nothing is to be done for; not while an exchange is under way that brings theirs."""
         if self._beside is None and (lanes := self._crowd.narrowed(step)) is not None:
@@ -312,6 +310,7 @@ class _Run:
         self._crowd.note(lanes, step, rows=self.wire.rows_computed, extra=self.wire.rows_recomputed)
         self._station.move(lanes, [] if self._settling is None else self._settling.tensors)
         self._take_up()
+        self.wire.other_canvases()
         self.reporter.look_at(self.state, lanes.canvases)
 
     # -- control ------------------------------------------------------------------------------------------------
