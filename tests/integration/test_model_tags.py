@@ -72,7 +72,8 @@ def test_texts_read_as_before_and_tags_as_one_id(toy_checkpoint: Make, tmp_path:
     assert new is not None
     assert new.encode(TEXT) == old.encode(TEXT)
     assert new.decode(new.encode(TEXT)) == old.decode(old.encode(TEXT))
-    assert new.encode_prompt(TEXT) == old.encode_prompt(TEXT)
+    question = TEXT.replace("<|endoftext|>", "")  # which a prompt may not hold
+    assert new.encode_prompt(question) == old.encode_prompt(question)
     assert len(new.encode_prompt("Why?")) > len(new.encode("Why?"))  # the chat template is still there
     for tag in TAGS:
         assert new.encode(f"so{tag}7") == [*new.encode("so"), note.added[tag], *new.encode("7")]

@@ -172,7 +172,7 @@ def test_trainings_side_by_side(tmp_path: Path, fake_trainer: Path) -> None:
     wanted = [Model(arm="nap", seed=0), Model(arm="cot", seed=0)]
     assert driver.train(Deadline(), only=wanted, jobs=2) == 0
     notes = [driver.store.model_note(model) for model in wanted]
-    assert all(note["seconds"] > 0 for note in notes)
+    assert all(note["seconds"] >= 0 and note["targets"] > 0 for note in notes)
     assert notes[1]["targets"] == notes[0]["targets"]  # two headers more as text, two end tags less
 
 
