@@ -36,6 +36,7 @@ def section(file: Path) -> list[str]:
         f"`{made['command']}`; commit {made['commit'][:12]}, torch {made['torch']}, random weights, one canvas, "
         f"one path a worker, policies interleaved, medians of {values['repeats']}.",
         "",
+        *([values["note"], ""] if "note" in values else []),
     ]
     for scaling in dict.fromkeys(cell["scaling"] for cell in cells):
         some = [cell for cell in cells if cell["scaling"] == scaling]
