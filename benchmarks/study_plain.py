@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import study_overhead
+from origin import origin
 from study_numbers import Run, difference
 from study_sections import TRAINED, Records, at, rule, runs
 
@@ -145,7 +146,7 @@ def _time(file: Path) -> Iterator[str]:
     known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     slower = [f"`{name}`" for name, ratio in known.items() if ratio < 1]
     best = max(known, key=lambda name: known[name])
-    where = study_overhead.origin(values)["device_name"]
+    where = origin(values)["device_name"]
     more = f"; slower than one device: {_listed(slower)}" if slower else ""
     yield (
         f"**What does it cost in time?** {most} workers on {where}, the same canvas: at best {known[best]:.2f} times "

@@ -27,6 +27,11 @@ class Contrast:
     n: int = 0
 
 
+def primary(results: Results) -> Contrast:
+    """The one comparison that is outside a family."""
+    return _difference(results, "primary", "cot-clamped", MANY)
+
+
 def planned(results: Results) -> list[Contrast]:
     """Every comparison of the plan, in its order."""
     return [*_between(results), *_within(results)]
@@ -43,7 +48,7 @@ def adjusted(contrasts: list[Contrast], family: str) -> dict[str, float]:
 def _between(results: Results) -> Iterator[Contrast]:
     """Different weights."""
     twin, paper = "cot-clamped", "cot"
-    yield _difference(results, "primary", twin, MANY)
+    yield primary(results)
     yield _difference(results, "secondary", paper, MANY)
     yield _difference(results, "secondary", twin, FEW)
     yield _difference(results, "secondary", paper, FEW)

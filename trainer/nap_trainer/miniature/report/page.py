@@ -11,7 +11,7 @@ import yaml
 from nap_runtime.models.files import write_text_atomic
 from nap_trainer.miniature.driver import Driver
 from nap_trainer.miniature.report import contrasts, plots, tables
-from nap_trainer.miniature.report.claims import AGREES, DISAGREES, ENOUGH_SEEDS, FEW_SEEDS, MISSING, OPEN, claims
+from nap_trainer.miniature.report.claims import AGREES, DISAGREES, ENOUGH_SEEDS, FEW_SEEDS, MISSING, OPEN, Claim, claims
 from nap_trainer.miniature.report.contrasts import MANY
 from nap_trainer.miniature.report.results import Results
 from nap_trainer.miniature.report.text import signed, spread, table
@@ -42,19 +42,20 @@ def _page(results: Results, pictures: list[str]) -> Iterator[str]:
     yield "Rendered from stored arrays by `python -m nap_trainer.miniature report`: only the paper's figures are typed."
     yield "What is compared and why stands in [study-plan.md](study-plan.md), which was written first."
     yield ""
-    yield from _in_short(results)
+    found = claims(results)  # bootstraps: some seconds
+    yield from _in_short(results, found)
     yield from _setting(results)
-    yield from _disagreements(results)
+    yield from _disagreements(results, found)
     yield from _planned(results)
     yield from _paper_tables(results, pictures)
     yield from _beyond(results, pictures)
     yield from _costs(results)
 
 
-def _in_short(results: Results) -> Iterator[str]:
+def _in_short(results: Results, found: list[Claim]) -> Iterator[str]:
     """The primary contrast and how many claims went which way, before everything else."""
-    primary, found = contrasts.planned(results)[0], [claim.verdict for claim in claims(results)]
-    counts = ", ".join(f"{found.count(verdict)} {say}" for verdict, say in VERDICTS.items() if verdict in found)
+    primary, verdicts = contrasts.primary(results), [claim.verdict for claim in found]
+    counts = ", ".join(f"{verdicts.count(one)} {say}" for one, say in VERDICTS.items() if one in verdicts)
     yield "**In short.** Primary contrast, accuracy of NAP minus its twin with a clamped answer (one chain),"
     yield f"{_a_step(MANY)}: {signed(primary.interval)}, {len(primary.each)} seeds of each, {primary.n:,} problems."
     yield f"Claims of the paper: {counts}."
@@ -98,8 +99,7 @@ def _difficulty(results: Results) -> Iterator[str]:
     yield ""
 
 
-def _disagreements(results: Results) -> Iterator[str]:
-    found = claims(results)
+def _disagreements(results: Results, found: list[Claim]) -> Iterator[str]:
     yield "## Where this disagrees with the paper"
     yield ""
     against = [claim for claim in found if claim.verdict == DISAGREES]
