@@ -29,6 +29,7 @@ from nap_runtime.decoding.placement import Assignment
 from nap_runtime.decoding.record import DecodeRecord
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig
+from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.models.shapes import make_model
 from nap_runtime.worker import Denoiser, Outcome, Report, Task
 
@@ -39,6 +40,12 @@ settings.load_profile("untimed")
 # An eighth of the toy vocabulary is end of text, so that random models close paths and `eos_weight` matters.
 ENDS = tuple(range(12))
 HEADER_IDS = (20, 21, 22, 23, 24, 25, 26)
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps that compile run as they are written: the same work, without minutes of a compiler."""
+    monkeypatch.setattr(CompileOptions, "compiled", lambda self, function: function)
 
 
 @pytest.fixture(scope="session")

@@ -193,11 +193,10 @@ def test_compiled_steps_narrow_too(
     prompt_of: Any,
     make_task: Any,
     collect: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    without_compiler: None,
     options: dict[str, Any],
 ) -> None:
     """The steps that compile, without a compiler."""
-    monkeypatch.setattr(CompileOptions, "compiled", lambda self, function: function)
     config = DecodeConfig(paths=3, temperature=1.0, **LEFT, **options)
     for workers in (1, 3):
         task = make_task(

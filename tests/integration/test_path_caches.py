@@ -194,11 +194,10 @@ def test_compiled_and_in_fp8(
     prompt_of: Any,
     make_task: Any,
     collect: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    without_compiler: None,
     cache: Any,
 ) -> None:
     """The steps that compile, without a compiler, find the same rows; FP8 keeps bytes as they are."""
-    monkeypatch.setattr(CompileOptions, "compiled", lambda self, function: function)
     config = DecodeConfig(paths=3, temperature=0.8, cache=cache, sync=SyncPolicy("kv", every=6), control_every=2)
     task = make_task(nap_layout(BUDGETS, ends=ENDS), config, [prompt_of(seed) for seed in range(3)], (0, 1, 0))
     for dtype in (torch.float64, torch.float8_e4m3fn):

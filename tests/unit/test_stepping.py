@@ -68,9 +68,8 @@ class Replayed:
 
 
 @pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def uncompiled(without_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled functions are themselves, and graphs are replayed by hand."""
-    monkeypatch.setattr(CompileOptions, "compiled", lambda self, function: function)
     monkeypatch.setattr(station, "StepGraphs", Replayed)
 
 
@@ -324,10 +323,10 @@ def test_unknown_options_are_refused(wrong: dict[str, Any]) -> None:
         CompileOptions(**wrong)
 
 
-def test_wide_canvases_are_ranked_by_sorting(tiny_model: Any, task_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_canvases_are_ranked_by_sorting(
+    tiny_model: Any, task_of: Any, uncompiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stepping, "WIDEST", 20)
-    monkeypatch.setattr(CompileOptions, "compiled", lambda self, function: function)
-    monkeypatch.setattr(station, "StepGraphs", Replayed)
     _Worker(tiny_model("llada-tiny", 1), GRAPH).run(task_of("nap", {"steps": 4}), on_report=None)
     assert not Replayed.last.runs
 
