@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def section(file: Path) -> list[str]:
     lines = [
         f"### {made['device_name']}, {made['cpus']} cores, {shape(cells)}",
         "",
-        f"`{made['command']}`; commit {made['commit'][:12]}, torch {made['torch']}, random weights, one canvas, "
+        f"`{made['command']}`; commit {commit(made['commit'])}, torch {made['torch']}, random weights, one canvas, "
         f"one path a worker, policies interleaved, medians of {values['repeats']}.",
         "",
         *([values["note"], ""] if "note" in values else []),
@@ -51,6 +52,11 @@ def findings(file: Path) -> Iterator[tuple[str, str]]:
         some = [cell for cell in values["cells"] if cell["scaling"] == scaling]
         for said in sentences(scaling, some):
             yield f"{origin(values)['device_name']}, {shape(values['cells'])}, {scaling} scaling", said
+
+
+def commit(name: str) -> str:
+    """Its first twelve letters, and whether files differed from it."""
+    return name[:12] + "-dirty" * name.endswith("-dirty")
 
 
 TITLES = {
@@ -125,7 +131,10 @@ def sentences(scaling: str, cells: Sequence[Cell]) -> list[str]:
             texts.append(f"{policy(cell)} {number(speedup(cell, cells), 2)}× ({100 * share:.0f}% of the time blocked)")
     left_out = sum(cell["oversubscribed"] for cell in cells)
     more = f" {left_out} cells with more workers than cores are shown and left out." if left_out else ""
-    return [f"With {most} workers, against the same canvas on one device: {'; '.join(texts)}.{more}"]
+    beyond = max((speedup(cell, cells) or 0.0) > most for cell in counted)
+    rows = "between syncs a worker computes its own paths' rows alone, and nobody those of prompt and summary"
+    why = f" More than {most}× is no error: {rows}." if beyond else ""
+    return [f"With {most} workers, against the same canvas on one device: {'; '.join(texts)}.{why}{more}"]
 
 
 def fit(file: Path) -> Calibration | None:
@@ -151,12 +160,32 @@ def model_lines(file: Path, cells: Sequence[Cell]) -> list[str]:
     if found is None or not held:
         return ["The cost model is not judged here: no point with a core a worker was held out."]
     sizes = np.abs(list(held.values()))
-    worst = max(held, key=lambda name: abs(held[name]))
     inside = int((sizes <= WITHIN).sum())
     used = len(found.errors) - len(found.held_out)
-    largest = f"{100 * held[worst]:+.1f}%".replace("-", "−")
+    each = "; ".join(f"{name} {_signed(error)}" for name, error in _readable(held).items())
+    left_out = sum(name in crowded for name in found.held_out)
     return [
         f"Cost model (`nap cost calibrate`), fitted to {used} other points ({', '.join(found.fitted)}): of {len(held)} "
-        f"points that it had not seen, {inside} lie within {100 * WITHIN:.0f}% of what was measured; median error "
-        f"{100 * np.median(sizes):.1f}%, largest {largest} ({worst})."
+        f"points that it had not seen, {inside} lie within {100 * WITHIN:.0f}% of what was measured. Predicted over "
+        f"measured seconds, less 1: {each}; median size {100 * np.median(sizes):.1f}%.",
+        *_beside(found, left_out),
     ]
+
+
+def _signed(error: float) -> str:
+    return f"{100 * error:+.1f}%".replace("-", "−")
+
+
+def _readable(errors: Mapping[str, float]) -> dict[str, float]:
+    """`weak exact m2 w2` as `weak exact, 2 paths on 2 workers`."""
+    return {re.sub(r" m(\d+) w(\d+)$", r", \1 paths on \2 workers", name): error for name, error in errors.items()}
+
+
+def _beside(found: Calibration, left_out: int) -> Iterator[str]:
+    """What the model was not judged by, and what the points do not tell."""
+    crowd = f"{left_out} points with more workers than cores are left out: the model gives each worker a core. "
+    untold = [f"`{name}`" for name in FITTED if name not in found.fitted]
+    said = f"The points do not tell {' and '.join(untold)}, which stays as preset. " if untold else ""
+    start = 1e3 * found.machine.link.start
+    once = f"`start`, {start:.0f} ms a decode, takes up whatever else a group costs and the model has no term for."
+    yield from ("", (crowd if left_out else "") + said + once)

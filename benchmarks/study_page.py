@@ -191,7 +191,7 @@ COMMANDS = (
     "nap study run examples/studies/mismatch.yaml --out out/mismatch --set run=MODELS --set n=128 --set dtype=bfloat16",
     "nap study run examples/studies/adapted.yaml --out out/adapted --set device=cuda --set model=M --set gsm8k=F.jsonl",
     "nap study pack out/NAME --out benchmarks/results/study/NAME",
-    "python benchmarks/sync_scaling.py --out benchmarks/results/scaling.json",
+    "OMP_NUM_THREADS=1 python benchmarks/sync_scaling.py --out benchmarks/results/scaling.json",
     "python benchmarks/study_page.py",
 )
 

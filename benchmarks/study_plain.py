@@ -146,9 +146,17 @@ def _time(file: Path) -> Iterator[str]:
     known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     slower = [f"`{name}`" for name, ratio in known.items() if ratio < 1]
     best = max(known, key=lambda name: known[name])
-    where = origin(values)["device_name"]
     more = f"; slower than one device: {_listed(slower)}" if slower else ""
+    made, one = origin(values), study_overhead.alone(cells[0], strong)
+    with_threads = one is not None and made["device"] == "cpu"
+    several, single = (f" of {_threads(cell)}" if with_threads else "" for cell in (cells[0], one))
     yield (
-        f"**What does it cost in time?** {most} workers on {where}, the same canvas: at best {known[best]:.2f} times "
-        f"as fast as one device (`{best}`){more}."
+        f"**What does it cost in time?** {most} workers{several} on {made['device_name']} against one device{single}, "
+        f"the same canvas: at best {known[best]:.2f} times as fast (`{best}`){more}."
     )
+
+
+def _threads(cell: study_overhead.Cell | None) -> str:
+    """`one thread`, `2 threads`."""
+    count = 0 if cell is None else cell["scenario"]["threads"]
+    return "one thread" if count == 1 else f"{count} threads"

@@ -1,6 +1,6 @@
 """Sync overhead against path count on real workers (Ray with gloo, or NCCL), strong and weak scaling apart.
 
-    python benchmarks/sync_scaling.py --out out/scaling.json                  # nap-tiny's shape on this CPU, 1 to 4
+    OMP_NUM_THREADS=1 python benchmarks/sync_scaling.py --out out/scaling.json      # nap-tiny's shape, two cores
     python benchmarks/sync_scaling.py --shape llada-8b --device cuda --workers 1,2 --dtype bfloat16 --out out/8b.json
 
 Weak scaling keeps the slots of a path (--path-tokens); strong keeps those of all paths together (--total-tokens). One
@@ -8,6 +8,9 @@ path a worker; one worker decodes each of these canvases too, as the one-device 
 round decodes once under each), and the groups of workers are started anew in turn, `--visits` times, so that what
 drifts drifts for all. A figure is the median of `--repeats` decodes. Runs with more workers than cores are marked
 (`oversubscribed`): they say nothing about a machine with a core a worker.
+
+Several workers are given the cores in equal parts, one has as many threads as torch takes: set OMP_NUM_THREADS to cores
+over workers where one worker is to have no more than each of two. A scenario says what its workers had.
 
 The file holds every decode's seconds (`cells`), and `points` as `nap cost calibrate` reads them: one worker, and strong
 scaling on two, are fitted; all others are held out. So that no canvas is both, the two kinds of scaling must not meet:
@@ -157,10 +160,17 @@ def _scenario(args: argparse.Namespace, scaling: str, paths: int, workers: int, 
         header_tokens=1,
         steps=max((slots + args.summary_tokens) // args.tokens_per_step, 2),  # a path's pace is the same everywhere
         workers=workers,
-        threads=1 if args.device == "cuda" else max(1, cores() // workers),
+        threads=1 if args.device == "cuda" else _threads(workers),
         dtype=args.dtype,
         sync=POLICIES[policy],
     )
+
+
+def _threads(workers: int) -> int:
+    """What torch has in this process, where one worker decodes; several are given the host's cores in equal parts."""
+    import torch  # not before nap_runtime, which decides how its threads wait
+
+    return torch.get_num_threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
 
 
 def _visit(card: ModelCard, workers: int, cells: Sequence[Cell], args: argparse.Namespace) -> None:

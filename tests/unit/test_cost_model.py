@@ -167,6 +167,34 @@ def test_what_no_point_informs_stays_where_it_was() -> None:
     assert found.error(held_out=True) is None
 
 
+def test_what_runs_off_to_where_no_point_feels_it_is_put_back() -> None:
+    """A link without any cost for a byte: the best bandwidth is endless, and a high one hardly worse."""
+    free = replace(TRUE, link=replace(TRUE.link, bandwidth=1e30))
+    made = [replace(p, hold_out=False, seconds=predict(p.scenario, free).seconds) for p in points()]
+    fast = replace(START, link=replace(START.link, bandwidth=2e10))  # points feel this one by 1 % at most
+    found = calibrate(made, fast)
+    assert "bandwidth" not in found.fitted
+    assert found.machine.link.bandwidth == 2e10
+    assert found.machine.link.latency == pytest.approx(2e-4, rel=1e-2)
+    assert set(found.fitted) == set(FITTED) - {"bandwidth"}
+
+
+def test_what_runs_off_is_not_put_back_where_points_speak_against_it() -> None:
+    free = replace(TRUE, link=replace(TRUE.link, bandwidth=1e30))
+    made = [replace(p, hold_out=False, seconds=predict(p.scenario, free).seconds) for p in points()]
+    slow = replace(START, link=replace(START.link, bandwidth=1e6))
+    found = calibrate(made, slow)
+    assert found.machine.link.bandwidth > 1e9
+    assert found.error(held_out=False)[1] < 1e-2  # type: ignore[index]
+
+
+def test_what_nothing_informs_at_all() -> None:
+    """Two parameters of a link, one worker: the machine is the one that was given."""
+    alone = [replace(p, hold_out=False) for p in points() if p.scenario.workers == 1]
+    found = calibrate(alone, START, fitted=("latency", "start"))
+    assert (found.machine, found.fitted) == (START, ())
+
+
 def test_least_squares_of_a_line() -> None:
     x, y = np.arange(5.0), np.array([1.0, 3.0, 5.0, 7.0, 9.5])
     theta = least_squares(lambda t: t[0] + t[1] * x - y, np.array([0.0, 0.0]))

@@ -15,6 +15,9 @@ import pytest
 import torch
 
 from nap_runtime.errors import UsageError
+from nap_runtime.policy import SyncPolicy
+from nap_runtime.study.cost.predict import Device, Link, Machine, predict
+from nap_runtime.study.cost.scenario import Scenario
 from nap_runtime.study.pack import Packed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,9 +106,11 @@ def test_words_follow_the_interval(found: numbers.Interval, words: str) -> None:
     assert numbers.moves(found) == words
 
 
-def cell(workers: int, seconds: float, *, paths: int, mode: str = "exact", crowded: bool = False) -> dict[str, Any]:
-    scenario = {"paths": paths, "workers": workers, "path_tokens": 8, "steps": 10, "shape": "nap-tiny",
-                "dtype": "float32", "sync": {"mode": mode, "every": 8 if mode == "kv" else None}}  # fmt: skip
+def cell(workers: int, seconds: float, *, paths: int, mode: str = "exact", crowded: bool = False,
+         threads: int = 1) -> dict[str, Any]:  # fmt: skip
+    scenario = {"paths": paths, "threads": threads, "workers": workers, "path_tokens": 8, "steps": 10,
+                "shape": "nap-tiny", "dtype": "float32",
+                "sync": {"mode": mode, "every": 8 if mode == "kv" else None}}  # fmt: skip
     return {"name": f"{mode} m{paths} w{workers}", "scaling": "weak", "scenario": scenario, "seconds": seconds,
             "compute_seconds": seconds / 2, "blocked_seconds": seconds / 4, "wire_bytes": 2048,
             "oversubscribed": crowded}  # fmt: skip
@@ -153,7 +158,8 @@ def test_overhead_says_nothing_of_more_workers_than_cores() -> None:
     (said,) = overhead.sentences("weak", cells)
     assert said == (
         "With 2 workers, against the same canvas on one device: exact 2.00× (25% of the time blocked); kv, K = 8 4.00× "
-        "(25% of the time blocked). 1 cells with more workers than cores are shown and left out."
+        "(25% of the time blocked). More than 2× is no error: between syncs a worker computes its own paths' rows "
+        "alone, and nobody those of prompt and summary. 1 cells with more workers than cores are shown and left out."
     )
     assert overhead.sentences("weak", cells[3:]) == [
         "No run with several workers had a core a worker, so nothing is claimed of it."
@@ -161,6 +167,48 @@ def test_overhead_says_nothing_of_more_workers_than_cores() -> None:
     marked = [line for line in overhead.scaling_table(cells) if "more workers than cores" in line]
     assert len(marked) == 1
     assert "0.33×" in marked[0]
+
+
+@pytest.mark.parametrize(("threads", "said"), [(1, "one thread"), (2, "2 threads")])
+def test_time_is_said_with_the_threads(tmp_path: Path, threads: int, said: str) -> None:
+    """Two workers against one device: who had how many threads stands beside the ratio."""
+    cells = [cell(1, 2.0, paths=2, threads=threads), cell(2, 1.0, paths=2), cell(2, 2.5, paths=2, mode="kv")]
+    file = tmp_path / "a-scaling.json"
+    document = {**origin.head(), "cells": [{**each, "scaling": "strong"} for each in cells]}
+    file.write_text(json.dumps(document))
+    (sentence,) = plain._time(file)
+    assert sentence == (
+        "**What does it cost in time?** 2 workers of one thread on "
+        f"{document['environment']['device_name']} against one device of {said}, the same canvas: at best 2.00 times "
+        "as fast (`exact`); slower than one device: `kv, K = 8`."
+    )
+
+
+def test_each_held_out_point_is_named_with_its_error(tmp_path: Path) -> None:
+    """Points that a known machine made, two of them bent: what was not fitted is named, what is crowded is not."""
+    machine = Machine(
+        device=Device(flops=1e10, memory=1e12, launch=2e-4, forward=9e-4, score=1e-9),
+        link=Link(latency=2e-4, bandwidth=3e8, start=3e-3),
+    )
+    cells = []
+    for paths, workers, held in ((1, 1, False), (2, 1, False), (3, 1, False), (2, 2, False), (3, 3, True)):
+        for tokens in (20, 90):
+            for mode in ("exact", "none") if workers > 1 else ("exact",):
+                scenario = Scenario(shape="nap-tiny", paths=paths, path_tokens=tokens, summary_tokens=4,
+                                    workers=workers, prompt_tokens=8, steps=12, dtype="float32",
+                                    sync=SyncPolicy(mode))  # fmt: skip
+                bend = {"exact": 1.0, "none": 1 / 1.3}[mode] if held else 1.0
+                cells.append({"name": f"t{tokens} {mode} m{paths} w{workers}", "scenario": scenario.to_mapping(),
+                              "seconds": predict(scenario, machine).seconds * bend, "hold_out": held})  # fmt: skip
+    file = tmp_path / "a-scaling.json"
+    file.write_text(json.dumps({**origin.head(), "points": cells}))
+    crowded = [{"name": each["name"], "oversubscribed": each["name"].startswith("t20 exact m3")} for each in cells]
+    said, _, beside = overhead.model_lines(file, crowded)
+    assert "of 3 points that it had not seen, 1 lie within 20%" in said
+    assert re.search(r"t20 none, 3 paths on 3 workers \+(29|30|31)\.\d%", said)
+    assert re.search(r"t90 exact, 3 paths on 3 workers [+−][01]\.\d%", said)
+    assert "t20 exact" not in said
+    assert beside.startswith("1 points with more workers than cores are left out")
 
 
 def test_sections_without_records_are_left_out() -> None:

@@ -1,8 +1,9 @@
 """Fit a machine to measured points; points that are held out check it, and are used for nothing else.
 
 Least squares on the logarithms of predicted over measured seconds, so that every point counts by its relative error.
-Parameters are fitted as logarithms too: they stay positive. The damping of Levenberg and Marquardt leaves a parameter
-that no point informs where it was.
+Parameters are fitted as logarithms too: they stay positive. A parameter that no point informs stays where it was, be it
+that none feels it at all, or that the best fit lies where none does (no waiting for bytes: an endless bandwidth) and is
+hardly better than without it: then it is put back, and the others are fitted again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ PARAMETERS = ("flops", "memory", "launch", "forward", "score", "latency", "bandw
 FITTED = ("flops", "launch", "forward", "latency", "bandwidth", "start")
 _OF_LINK = ("latency", "bandwidth", "start")
 _ROUNDS = 60
+_FELT = 1e-3  # a point feels a parameter if twice as much of it changes its seconds by about this share
+_WORSE = 1e-2  # what a point's error may grow by where parameters that none feels are put back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +95,7 @@ class Calibration:
     """A fitted machine, and how far it is off.
 
     Attributes:
-        fitted: parameters that were fitted; the others stayed as given.
+        fitted: parameters that were fitted; the others stayed as given, or were put back as no point informs them.
         errors: relative error, predicted over measured − 1, of every point by name.
         held_out: names of the points that were not used.
     """
@@ -129,17 +132,31 @@ def calibrate(points: Sequence[Point], start: Machine, *, fitted: Sequence[str] 
     used = [point for point in points if not point.hold_out]
     _check(points, used, fitted)
     works = [Work.of(point.scenario) for point in used]
-    measured = np.log([point.seconds for point in used])
-
-    def residuals(theta: Floats) -> Floats:
-        machine = _with(start, fitted, np.exp(theta))
-        return np.log([work.on(machine).seconds for work in works]) - measured
-
-    theta = least_squares(residuals, np.log([_value(start, name) for name in fitted]))
-    machine = _with(start, fitted, np.exp(theta))
+    machine, informed = _fit(works, np.log([point.seconds for point in used]), start, tuple(fitted))
     errors = {p.name: Work.of(p.scenario).on(machine).seconds / p.seconds - 1 for p in points}
     held_out = tuple(point.name for point in points if point.hold_out)
-    return Calibration(machine=machine, fitted=tuple(fitted), errors=errors, held_out=held_out)
+    return Calibration(machine=machine, fitted=informed, errors=errors, held_out=held_out)
+
+
+def _fit(
+    works: Sequence[Work], measured: Floats, start: Machine, names: tuple[str, ...]
+) -> tuple[Machine, tuple[str, ...]]:
+    """A machine, and the parameters of it that the points inform. `measured` are logarithms of seconds."""
+
+    def residuals(theta: Floats) -> Floats:
+        machine = _with(start, names, np.exp(theta))
+        return np.log([work.on(machine).seconds for work in works]) - measured
+
+    theta = least_squares(residuals, np.log([_value(start, name) for name in names]))
+    found = residuals(theta)
+    moves = [np.abs(residuals(theta + np.log(2) * axis) - found).max() for axis in np.eye(len(names))]
+    felt = tuple(name for name, move in zip(names, moves, strict=True) if move >= _FELT)
+    machine = _with(start, names, np.exp(theta))
+    if felt == names:
+        return machine, names
+    fewer, informed = _fit(works, measured, start, felt) if felt else (start, ())
+    left = np.log([work.on(fewer).seconds for work in works]) - measured
+    return (fewer, informed) if np.abs(left).max() <= np.abs(found).max() + _WORSE else (machine, names)
 
 
 def _check(points: Sequence[Point], used: Sequence[Point], fitted: Sequence[str]) -> None:
