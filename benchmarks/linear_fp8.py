@@ -7,7 +7,9 @@ One figure is the four matrices of a layer (query-key-value, output, gate-up, do
 different layers' weights, so that no matrix stays in the cache from one use to the next. FP8 quantises each matrix's
 input row by row, as a decode does. A figure is the median of `--repeats`; FP8 and bfloat16 take turns. `eager` runs
 operations one by one (inside a CUDA graph, so that the host's launches do not count), `compiled` the same through
-torch.compile. `floor` is the larger of arithmetic and memory at `--flops` and `--bandwidth`.
+torch.compile; `layer` is a compiled layer as a decode runs it, norms, rotation and gate included, without attention
+(quantising and scaling are then part of what stands beside them). `floor` is the larger of arithmetic and memory at
+`--flops` and `--bandwidth`, of the matrices alone.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,11 @@ import torch
 from origin import head
 from torch import Tensor, nn
 
+from nap_runtime.models.compiled import CompiledDenoiser, CompileOptions
 from nap_runtime.models.config import ModelConfig
-from nap_runtime.models.quantised import QuantisedProjection, check_fp8
+from nap_runtime.models.quantised import QuantisedProjection, check_fp8, quantise
 from nap_runtime.models.shapes import shape_config
+from nap_runtime.models.transformer import DiffusionTransformer
 
 Run = Callable[[], Any]
 
@@ -40,7 +45,8 @@ def main() -> None:
     with torch.inference_mode():
         layers = [_matrices(config, device) for _ in range(args.layers)]
         packed = [[QuantisedProjection(linear) for linear in layer] for layer in layers]
-        rows = [_measure(layers, packed, count, args) for count in args.rows]
+        whole = {} if args.no_compile else _decoders(config, args)
+        rows = [_measure(layers, packed, whole, count, args) for count in args.rows]
     print(_table(rows))
     values = {**head(args.device), "shape": args.shape, "layers": args.layers, "repeats": args.repeats, "rows": rows}
     if args.out:
@@ -73,7 +79,11 @@ def _matrices(config: ModelConfig, device: torch.device) -> list[nn.Linear]:
 
 
 def _measure(
-    layers: list[list[nn.Linear]], packed: list[list[QuantisedProjection]], rows: int, args: argparse.Namespace
+    layers: list[list[nn.Linear]],
+    packed: list[list[QuantisedProjection]],
+    whole: dict[str, CompiledDenoiser],
+    rows: int,
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Milliseconds a layer of both kinds, both ways; each matrix has an input of its own."""
     inputs = [torch.randn(rows, linear.in_features, dtype=torch.bfloat16).to(args.device) for linear in layers[0]]
@@ -84,6 +94,7 @@ def _measure(
     if not args.no_compile:
         ways["bf16 compiled"] = _all(layers, inputs, compiled=True)
         ways["fp8 compiled"] = _all(packed, inputs, compiled=True)
+        ways |= {name: _forward(one, rows, args.device) for name, one in whole.items()}
     ready = {name: _captured(run, args.device) for name, run in ways.items()}
     taken: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(args.repeats):
@@ -97,7 +108,9 @@ def _measure(
         "fp8": 1e3 * max(flop / (2 * args.flops), weights / args.bandwidth),
     }
     speed = {
-        way: medians[f"bf16 {way}"] / medians[f"fp8 {way}"] for way in ("eager", "compiled") if f"fp8 {way}" in medians
+        way: medians[f"bf16 {way}"] / medians[f"fp8 {way}"]
+        for way in ("eager", "compiled", "layer")
+        if f"fp8 {way}" in medians
     }
     return {
         "rows": rows,
@@ -107,6 +120,23 @@ def _measure(
         "fp8_over_bf16": speed,
         "relative_error": _error(layers[0], packed[0], inputs),
     }
+
+
+def _decoders(config: ModelConfig, args: argparse.Namespace) -> dict[str, CompiledDenoiser]:
+    """Layers of random weights as a decode runs them, in bfloat16 and in FP8."""
+    config, options = replace(config, n_layers=args.layers), CompileOptions(mode="default", dynamic=False)
+    found = {}
+    for name in ("bf16 layer", "fp8 layer"):
+        model = DiffusionTransformer(config, dtype=torch.bfloat16, device=args.device).requires_grad_(False)
+        for part, weight in model.named_parameters():
+            weight.fill_(1.0) if part.endswith("norm.weight") else weight.normal_(0.0, 0.02)
+        found[name] = CompiledDenoiser(quantise(model) if name.startswith("fp8") else model, options)
+    return found
+
+
+def _forward(denoiser: CompiledDenoiser, rows: int, device: str) -> Run:
+    ids_BR, rows_R = torch.arange(rows, device=device).unsqueeze(0), torch.arange(rows, device=device)
+    return lambda: denoiser.forward_rows(ids_BR, rows_R, lambda layer, q, k, v: q)
 
 
 def _all(layers: Sequence[Sequence[nn.Module]], inputs: list[Tensor], *, compiled: bool = False) -> Run:

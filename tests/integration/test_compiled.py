@@ -10,10 +10,11 @@ import torch
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.metrics.agreement import compare
+from nap_runtime.models import compiled
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.compiled import CompiledDenoiser, CompileOptions
 from nap_runtime.models.quantised import store_of
-from nap_runtime.models.transformer import CanvasAttention
+from nap_runtime.models.transformer import CanvasAttention, Projection
 
 COMPILED = CompileOptions(mode="default", dynamic=True)  # one compilation for all numbers of rows
 
@@ -114,3 +115,22 @@ def test_one_region_serves_all_layers_and_rows(tiny_model: Any, shape: str, mode
                 torch.testing.assert_close(one, other)
                 torch.testing.assert_close(stores[0].k_LBGNE, stores[1].k_LBGNE)
                 torch.testing.assert_close(stores[0].v_LBGNE, stores[1].v_LBGNE)
+
+
+def test_products_added_in_place(
+    tiny_model: Any,
+    nap_layout: Any,
+    prompt_of: Any,
+    make_task: Any,
+    collect: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU: the residual stream is changed where it stands, and nothing that is still read is lost."""
+    monkeypatch.setattr(compiled, "in_place", lambda linear, x: isinstance(linear, Projection) and linear.bias is None)
+    model = tiny_model("dream-tiny", 1)
+    executors = (
+        InlineExecutor(model, dtype=torch.float64),
+        InlineExecutor(model, dtype=torch.float64, compiling=COMPILED),
+    )
+    configs = [{"steps": 9}, {"sync": SyncPolicy("exact"), "steps": 6}]
+    check(executors, tasks_of(nap_layout, prompt_of, make_task, configs), collect, 0.0)

@@ -48,7 +48,7 @@ def test_the_restated_loop_is_the_published_algorithm(bench: Any, shape: str, mo
     monkeypatch.setattr(module, "forward", without_mask)
     loop, ours = (measured(bench, variant, "canvas", shape) for variant in ("llada", "eager"))
     steps = min(loop.forwards, ours.forwards)
-    assert bench.compare(loop, ours, steps=steps, rtol=0.0) == f"same for {steps} steps"
+    assert bench.compare(loop, ours, steps=steps, apart=0.0) == f"same for {steps} steps"
     assert steps > 30
 
 
@@ -70,23 +70,22 @@ def test_rows_are_those_asked_for(bench: Any) -> None:
 def test_a_difference_is_told_with_its_size(bench: Any) -> None:
     one = measured(bench, "eager", "path")
     other = bench.replace(one, ids=one.ids.clone(), score=one.score.clone(), step=one.step.clone())
-    assert bench.compare(one, other, steps=9, rtol=0.0) == "same for 9 steps"
+    assert bench.compare(one, other, steps=9, apart=0.0) == "same for 9 steps"
     steps = one.forwards
     last = int(one.step.max())
     at = int((one.step == last).nonzero()[0])
     other.ids[at] += 1
-    assert bench.compare(one, other, steps=steps, rtol=1e-4).startswith(f"agree: same for {last} steps")
+    assert bench.compare(one, other, steps=steps, apart=1e-4).startswith(f"agree: same for {last} steps")
     other.score[at] *= 1.5
-    assert bench.compare(one, other, steps=steps, rtol=1e-4).startswith(f"DIFFER: same for {last} steps")
+    assert bench.compare(one, other, steps=steps, apart=1e-4).startswith(f"DIFFER: same for {last} steps")
     other.step[at] = last + 1
-    assert "commits" in bench.compare(one, other, steps=steps, rtol=1e-4)
+    assert "commits" in bench.compare(one, other, steps=steps, apart=1e-4)
 
 
 def test_variants_are_read(bench: Any) -> None:
-    options = bench.parse_variant("graph8:cudnn:tma:static:plain").options
-    assert (options.mode, options.unroll, options.attention, options.gemm) == ("graph", 8, "cudnn", "tuned-tma")
-    assert (options.dynamic, options.regions) == (False, False)
+    options = bench.parse_variant("graph8:cudnn:tuned:static:plain:compiler").options
+    assert (options.mode, options.unroll, options.attention, options.gemm) == ("graph", 8, "cudnn", "tuned")
+    assert (options.dynamic, options.regions, options.kernels) == (False, False, False)
     assert bench.parse_variant("llada").options is None
-    assert bench.parse_variant("compiled:lt").library == "cublaslt"
     with pytest.raises(KeyError):
         bench.parse_variant("graph:quick")

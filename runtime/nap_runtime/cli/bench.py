@@ -70,7 +70,7 @@ def _add_ways(parser: Parser) -> None:
     group.add_argument("--batch-size", type=_integers, metavar="B,…", help="of ours (default: 1)")
     text = "how steps are carried out: none, default, graph (default: none)"
     group.add_argument("--compile", type=_names, metavar="MODE,…", help=text)
-    group.add_argument("--gemm", metavar="library|tuned|tuned-tma", help="of compiled steps (default: library)")
+    group.add_argument("--gemm", metavar="library|tuned", help="products of captured steps (default: library)")
     group.add_argument("--attention", metavar="auto|flash|cudnn", help="preferred kernel (default: auto)")
     group.add_argument("--unroll", type=positive, metavar="N", help="steps in one graph (default: 1)")
     group.add_argument("--weights", type=_names, metavar=f"{_STORED},…", help="of the layers (default: native)")

@@ -17,27 +17,25 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nap_runtime.errors import UsageError
 from nap_runtime.job import COMPILE_MODES as COMPILE_MODES
 from nap_runtime.job import CompileMode as CompileMode
 from nap_runtime.job import check_compile
+from nap_runtime.models import kernels, products
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.compilations import COMPILATIONS
+from nap_runtime.models.quantised import Packed, PackedAttention, dequantise, join, parted, quantise_rows
 from nap_runtime.models.sdpa import grouped_sdpa
-from nap_runtime.models.transformer import Attend, Attention, DiffusionTransformer, Layer, gated, rotate
+from nap_runtime.models.transformer import Attend, Attention, DiffusionTransformer, Layer, Projection, gated, rotate
 
-Gemm = Literal["library", "tuned", "tuned-tma"]
+Gemm = Literal["library", "tuned"]
 AttentionKernel = Literal["auto", "flash", "cudnn"]
 Rope = tuple[Tensor, Tensor]
 
 _RECOMPILES = 64  # shapes and models a process may see; torch's own limit of 8 would fall back to eager unseen
-_GEMM_OPTIONS: dict[Gemm, dict[str, Any]] = {
-    "library": {},
-    "tuned": {"max_autotune_gemm": True},
-    "tuned-tma": {"max_autotune_gemm": True, "triton.enable_persistent_tma_matmul": True},
-}
 _KERNELS: dict[AttentionKernel, list[SDPBackend]] = {
     "auto": [],
     "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
@@ -57,16 +55,14 @@ class CompileOptions:
     Args:
         mode: `none` (every operation by itself), `default` (compiled regions) or `graph` (a step of them is captured
             into a CUDA graph and replayed).
-        gemm: matrix products by the vendor's `library`, or by what is fastest of it and Triton's, measured while
-            compiling (`tuned`; `tuned-tma` with persistent kernels too).
+        gemm: matrix products by the algorithm that the vendor's `library` puts first, or by the one of those it
+            proposes that is quickest for the sizes at hand, measured when they first occur (`tuned`: graphs on a GPU).
         attention: which kernel is preferred where there is no mask.
         dynamic: None: regions are compiled for the first number of rows and, from the second on, for any. True: for
             any at once. False: for each by itself.
         regions: whether regions are compiled at all; not, it is a graph of every operation by itself.
         unroll: steps in one graph, of mode `graph`.
-        pieces: rows of one product into the residual stream; what is more goes apart (0: all rows in one product). A
-            product of 1,152 rows and 4,096 outputs is 144 tiles of 128 x 256, two rounds on 132 multiprocessors where
-            1,024 rows are one.
+        kernels: whether hand-written kernels and products in place stand in for compiled ones, where they can.
 
     Raises:
         UsageError: a value is unknown.
@@ -78,15 +74,13 @@ class CompileOptions:
     dynamic: bool | None = None
     regions: bool = True
     unroll: int = 1
-    pieces: int = 0
+    kernels: bool = True
 
     def __post_init__(self) -> None:
         known = {"compile": COMPILE_MODES, "gemm": get_args(Gemm), "attention": get_args(AttentionKernel)}
         for name, value in (("compile", self.mode), ("gemm", self.gemm), ("attention", self.attention)):
             if value not in known[name]:
                 raise UsageError(f"{name}: unknown value '{value}'; use one of {', '.join(known[name])}", field=name)
-        if self.pieces < 0:
-            raise UsageError(f"pieces: {self.pieces} is not at least 0", field="pieces")
         if self.unroll < 1:
             raise UsageError(f"unroll: {self.unroll} is not at least 1", field="unroll")
 
@@ -97,6 +91,10 @@ class CompileOptions:
             UsageError: graphs need a GPU, and one worker a process.
         """
         check_compile(self.mode, device=device.type, simulated=simulated)
+        if self.gemm == "tuned":
+            if self.mode != "graph":
+                raise UsageError("gemm: 'tuned' pays in graphs only; use compile: graph", field="gemm")
+            products.check_tuned()
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A compiled twin of a function, or itself where nothing is compiled."""
@@ -104,11 +102,10 @@ class CompileOptions:
             return function
         COMPILATIONS.watch()
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILES)
-        options = _GEMM_OPTIONS[self.gemm] or None
-        return torch.compile(function, dynamic=self.dynamic, options=options)
+        return torch.compile(function, dynamic=self.dynamic)
 
     @contextmanager
-    def kernels(self) -> Iterator[None]:
+    def attending(self) -> Iterator[None]:
         """Prefer the chosen attention kernel within."""
         if not _KERNELS[self.attention]:
             yield
@@ -148,18 +145,56 @@ def _enter_store(
     return q_BHRE
 
 
-def _in_pieces(linear: nn.Module, x_BRX: Tensor, pieces: int) -> Tensor:
-    if not 0 < pieces < x_BRX.shape[1]:
-        return linear(x_BRX)  # type: ignore[no-any-return]
-    return torch.cat([linear(x_BRX[:, :pieces]), linear(x_BRX[:, pieces:])], dim=1)
+def _enter_packed(attn: Attention, h_BRD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Packed, Packed]:
+    """Queries of the rows; keys and values as FP8 numbers and their scales."""
+    q_BHRE, k_BGRE, v_BGRE = _project(attn, h_BRD, cos, sin)
+    return q_BHRE, quantise_rows(k_BGRE), quantise_rows(v_BGRE)
 
 
-def _leaver(pieces: int) -> Callable[..., tuple[Tensor, Tensor]]:
+def _unpack(keys: Packed, values: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return dequantise(*keys, dtype), dequantise(*values, dtype)
+
+
+def in_place(linear: nn.Module, x: Tensor) -> bool:
+    """Whether a product is added to the residual stream where it stands: not one of FP8, nor where fusing is better."""
+    return isinstance(linear, Projection) and linear.bias is None and x.is_cuda
+
+
+class _Products:
+    """A layer's matrix products, as the options want them."""
+
+    def __init__(self, options: CompileOptions) -> None:
+        self.tuned, self.kernels = options.gemm == "tuned", options.kernels
+
+    def of(self, linear: nn.Module, x_BRI: Tensor) -> Tensor:
+        """The linear map of the rows."""
+        if not self.tuned or not isinstance(linear, Projection):
+            return linear(x_BRI)  # type: ignore[no-any-return]
+        y_BRO = self.by(linear.weight, x_BRI)
+        return y_BRO if linear.bias is None else y_BRO + linear.bias
+
+    def by(self, w_OI: Tensor, x_BRI: Tensor) -> Tensor:
+        """x wᵀ of the rows."""
+        if not self.tuned:
+            return F.linear(x_BRI, w_OI)
+        y_XO: Tensor = products.tuned_product(x_BRI.flatten(0, 1), w_OI)
+        return y_XO.view(*x_BRI.shape[:2], -1)
+
+    def add(self, x_BRD: Tensor, linear: nn.Module, a_BRI: Tensor) -> Tensor:
+        """The residual stream and a map of the rows: itself where that is added in place."""
+        if not (self.kernels or self.tuned) or not in_place(linear, x_BRD):
+            return x_BRD + linear(a_BRI)  # type: ignore[no-any-return]
+        add = products.add_tuned_product if self.tuned else products.add_product
+        add(x_BRD.view(-1, x_BRD.shape[-1]), a_BRI.flatten(0, 1), linear.weight)
+        return x_BRD
+
+
+def _leaver(product: _Products) -> Callable[..., tuple[Tensor, Tensor]]:
     def leave(layer: Layer, x_BRD: Tensor, o_BHRE: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
         """The residual stream after a layer, and what the next one (or the head) reads of it."""
-        x_BRD = x_BRD + _in_pieces(layer.attn.out, o_BHRE.transpose(1, 2).flatten(2), pieces)
+        x_BRD = product.add(x_BRD, layer.attn.out, o_BHRE.transpose(1, 2).flatten(2))
         mlp = layer.mlp
-        x_BRD = x_BRD + _in_pieces(mlp.down, gated(mlp.gate_up(layer.mlp_norm(x_BRD))), pieces)
+        x_BRD = product.add(x_BRD, mlp.down, gated(product.of(mlp.gate_up, layer.mlp_norm(x_BRD))))
         return x_BRD, norm(x_BRD)
 
     return leave
@@ -179,9 +214,11 @@ class CompiledDenoiser:
 
     def __init__(self, model: DiffusionTransformer, options: CompileOptions) -> None:
         self.model, self.config, self.options = model, model.config, options
+        self._product = _Products(options)
+        parts = (_begin, _enter, _enter_store, _enter_packed, _unpack, _leaver(self._product))
         # Each denoiser has functions of its own, so that dynamo does not count one model's variants for another's.
-        self._begin, self._enter, self._enter_store, self._leave = (
-            options.compiled(own_code(function)) for function in (_begin, _enter, _enter_store, _leaver(options.pieces))
+        self._begin, self._enter, self._enter_store, self._enter_packed, self._unpack, self._leave = (
+            options.compiled(own_code(function)) for function in parts
         )
 
     def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Attend) -> Tensor:
@@ -190,7 +227,7 @@ class CompiledDenoiser:
         rope: Rope = model.rope(rows_R)
         layers: list[Layer] = list(model.layers)  # type: ignore[arg-type]
         norms: list[nn.Module] = [*(layer.attn_norm for layer in layers[1:]), model.norm]
-        with self.options.kernels():
+        with self.options.attending():
             x_BRD, h_BRD = self._begin(model.embed, layers[0].attn_norm, ids_BR)
             for layer, norm in zip(layers, norms, strict=True):
                 o_BHRE = self._attention(layer, h_BRD, rope, attend)
@@ -198,12 +235,29 @@ class CompiledDenoiser:
         return h_BRD  # type: ignore[no-any-return]
 
     def _attention(self, layer: Layer, h_BRD: Tensor, rope: Rope, attend: Attend) -> Tensor:
-        if not isinstance(attend, StoreAttention):
-            return attend(layer.index, *self._enter(layer.attn, h_BRD, *rope))
-        keys, values = attend.store.k_LBGNE[layer.index], attend.store.v_LBGNE[layer.index]
-        q_BHRE = self._enter_store(layer.attn, h_BRD, *rope, attend.rows_R, keys, values)
-        return grouped_sdpa(q_BHRE, keys, values, attend.mask_RN)
+        if isinstance(attend, StoreAttention):
+            keys, values = attend.store.k_LBGNE[layer.index], attend.store.v_LBGNE[layer.index]
+            q_BHRE = self._store(layer.attn, h_BRD, rope, attend.rows_R, (keys, values))
+            return grouped_sdpa(q_BHRE, keys, values, attend.mask_RN)
+        if isinstance(attend, PackedAttention):
+            q_BHRE, keys, values = self._enter_packed(layer.attn, h_BRD, *rope)
+            attend.store.put(layer.index, attend.rows_R, join(*keys), join(*values))
+            held = attend.store.k_LBGNE[layer.index], attend.store.v_LBGNE[layer.index]
+            keys, values = self._unpack(parted(held[0]), parted(held[1]), q_BHRE.dtype)
+            return grouped_sdpa(q_BHRE, keys, values, attend.mask_RN)
+        return attend(layer.index, *self._enter(layer.attn, h_BRD, *rope))
+
+    def _store(
+        self, attn: Attention, h_BRD: Tensor, rope: Rope, rows_R: Tensor, store: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Queries of the rows; their keys and values go into the store."""
+        plain = isinstance(attn.qkv, Projection) and rope[0].dim() == 2
+        if not (self.options.kernels and plain and kernels.rotates(h_BRD, attn.head_dim)):
+            return self._enter_store(attn, h_BRD, *rope, rows_R, *store)  # type: ignore[no-any-return]
+        qkv_BRX = self._product.of(attn.qkv, h_BRD)
+        return kernels.rotate_store(qkv_BRX, rope, rows_R, store, heads=attn.heads[0], kv_heads=attn.heads[1])
 
     def logits(self, hidden_BRD: Tensor) -> Tensor:
         """Vocabulary scores, logits_BRV, in the model's dtype."""
-        return self.model.logits(hidden_BRD)
+        head = self.model.embed if self.config.tied_head else self.model.head
+        return self._product.by(head.weight, hidden_BRD)

@@ -23,6 +23,7 @@ from nap_runtime.decoding import confidence
 from nap_runtime.decoding.kinds import Kind
 from nap_runtime.decoding.rules import rank_scores
 from nap_runtime.job import Confidence, Rule
+from nap_runtime.models import kernels
 from nap_runtime.models.compiled import CompileOptions, own_code
 from nap_runtime.models.transformer import accumulate_dtype
 
@@ -60,7 +61,11 @@ class Slots(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What is constant in `decide`. `closes`: blocks fill up once they are closed; `always`: also without a quota."""
+    """What is constant in `decide`.
+
+    `closes`: blocks fill up once they are closed; `always`: also without a quota.
+    `kernel`: `kernels.best_of` may score.
+    """
 
     rule: Rule
     confidence: Confidence
@@ -70,6 +75,7 @@ class Choice(NamedTuple):
     fill_id: int
     closes: bool
     always: bool
+    kernel: bool = False
 
 
 def _quotas(slots: Slots, step: Tensor) -> Tensor:
@@ -97,12 +103,15 @@ def score_open(
 ) -> tuple[Tensor, Tensor]:
     """Candidates and their log-confidences where their slots are, [B, S] each; anything where none is open."""
     n_slots, batch = slots.columns_S.shape[0], chosen_BC.shape[0]
-    at_BC = slots.positions.expand(batch, -1).gather(1, chosen_BC.clamp_max(n_slots - 1))
-    ids_V = torch.arange(logits_BCV.shape[-1], device=logits_BCV.device)
-    wide_BCV = logits_BCV.to(accumulate_dtype(logits_BCV.dtype))
-    wide_BCV = torch.where(ids_V == choice.mask_id, -torch.inf, wide_BCV)
-    ids_BC = confidence.draw(wide_BCV, temperature=choice.temperature, seed=seed, positions=at_BC, step=step)
-    scores_BC = confidence.log_confidence(choice.confidence, wide_BCV, ids_BC)
+    if choice.kernel and kernels.ranks(logits_BCV):
+        ids_BC, scores_BC = kernels.best_of(logits_BCV, choice.mask_id)
+    else:
+        at_BC = slots.positions.expand(batch, -1).gather(1, chosen_BC.clamp_max(n_slots - 1))
+        ids_V = torch.arange(logits_BCV.shape[-1], device=logits_BCV.device)
+        wide_BCV = logits_BCV.to(accumulate_dtype(logits_BCV.dtype))
+        wide_BCV = torch.where(ids_V == choice.mask_id, -torch.inf, wide_BCV)
+        ids_BC = confidence.draw(wide_BCV, temperature=choice.temperature, seed=seed, positions=at_BC, step=step)
+        scores_BC = confidence.log_confidence(choice.confidence, wide_BCV, ids_BC)
     scores_BC = confidence.weigh_ends(scores_BC, ids_BC, text_ends_E, choice.eos_weight)
     ids_BS = ids_BC.new_zeros((batch, n_slots + 1)).scatter(1, chosen_BC, ids_BC)
     scores_BS = scores_BC.new_zeros((batch, n_slots + 1)).scatter(1, chosen_BC, scores_BC)

@@ -29,7 +29,7 @@ from nap_runtime.worker.resources import ComputedRows, FoundRows, Resources
 
 WIDEST = 4096  # slots of one step that are ranked by counting; more would cost too much memory
 _HEAD_SIZES = 4  # into so many buffers of the head the slots of a kind are divided
-_HEAD_MULTIPLE = 32
+_HEAD_MULTIPLE, _HEAD_LEAST = 32, 8
 
 Part = Literal["paths", "summary", "canvas"]
 
@@ -145,7 +145,8 @@ class DeviceSteps:
     def _head_size(self, kind: Kind, needed: int) -> int:
         total = len(self._slot_numbers(kind.part))
         quarter = -(-total // (_HEAD_SIZES * _HEAD_MULTIPLE)) * _HEAD_MULTIPLE
-        return min(total, -(-needed // quarter) * quarter)
+        # Compilers make a case of its own of one row, and one did not get it right; more rows than slots do no harm.
+        return max(_HEAD_LEAST, min(total, -(-needed // quarter) * quarter)) if needed else 0
 
     def _slot_numbers(self, part: Part) -> tuple[int, ...]:
         if part == "paths":
@@ -187,6 +188,7 @@ class DeviceSteps:
             fill_id=self._layout.fill_id,
             closes=self._layout.kind == "nap",
             always=part == "canvas",
+            kernel=self._options.kernels and config.temperature == 0 and config.confidence == "max-prob",
         )
 
     def _slots_of(self, step: Step, kind: Kind) -> Slots:
