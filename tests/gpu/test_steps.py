@@ -10,6 +10,7 @@ import torch
 
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.metrics.agreement import compare
 from nap_runtime.models.attention import attend_part, merge_partials, partial_attention
 from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.models.sdpa import grouped_sdpa
@@ -49,6 +50,26 @@ def test_captured_steps_commit_what_plain_ones_do(
             assert other.ids == one.ids, config
             assert other.commits() == one.commits(), config
             assert other.outcomes[0].forwards == one.outcomes[0].forwards
+
+
+@pytest.mark.parametrize("shape", ["llada-tiny", "dream-tiny"])
+def test_kernels_of_our_own_decide_as_plain_steps_do(
+    tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any, collect: Any, shape: str
+) -> None:
+    """In float32, which they take and float64 they leave: the same commits until two scores are within rounding."""
+    model = copy.deepcopy(tiny_model(shape, 1, torch.float32)).to("cuda")
+    place: dict[str, Any] = {"dtype": torch.float32, "device": "cuda"}
+    plain = InlineExecutor(model, **place)
+    ours = InlineExecutor(model, compiling=CompileOptions(mode="graph", regions=False), **place)
+    configs: list[dict[str, Any]] = [{"steps": 20}, {"sync": SyncPolicy("none"), "steps": 24}, {"eos_weight": 0.0}]
+    for config in configs:
+        for summary in (12, 1):  # a head of one slot is filled up
+            layout = nap_layout((19, 12, summary))
+            task = make_task(layout, DecodeConfig(paths=2, **config), [prompt_of(seed) for seed in range(2)])
+            one, other = collect(plain, task), collect(ours, task)
+            for mine, its in zip(one.records, other.records, strict=True):
+                found = compare(mine, its, rtol=1e-3)
+                assert found.agrees, (config, found)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
