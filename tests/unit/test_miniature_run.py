@@ -226,14 +226,14 @@ def test_a_study_survives_its_file(tmp_path: Path) -> None:
     assert Study.from_mapping(yaml.safe_load(yaml.safe_dump(study.to_mapping()))) == study
 
 
-def test_pack_splits_and_leaves_models_out(tmp_path: Path, fake_trainer: Path) -> None:
+def test_pack_splits_and_can_leave_models_out(tmp_path: Path, fake_trainer: Path) -> None:
     from nap_trainer.miniature.status import pack
 
     driver = driver_of(tmp_path / "run")
     driver.train(Deadline(), only=[Model(arm="nap", seed=0)])
     driver.problems("dev")
     limit = 40_000
-    parts = pack(driver.store, tmp_path / "out", limit)
+    parts = pack(driver, tmp_path / "out", limit, models="none")
     for part in parts:
         with tarfile.open(part) as tar:
             tar.extractall(tmp_path / "there", filter="data")
@@ -246,17 +246,24 @@ def test_pack_splits_and_leaves_models_out(tmp_path: Path, fake_trainer: Path) -
 
 
 def test_packed_models_decode_elsewhere(tmp_path: Path, fake_trainer: Path) -> None:
-    from nap_trainer.miniature.status import pack
+    from nap_trainer.miniature.status import pack, undecoded
 
     driver = driver_of(tmp_path / "run")
     driver.train(Deadline(), only=[Model(arm="nap", seed=0)])
-    for part in pack(driver.store, tmp_path / "out", models=True):
+    for part in pack(driver, tmp_path / "out"):  # its weights are still needed
         with tarfile.open(part) as tar:
             tar.extractall(tmp_path / "there", filter="data")
     there = driver_of(tmp_path / "there")
     assert there.train(Deadline(), only=[Model(arm="nap", seed=0)]) == 0
     assert there.decode(Deadline(), Machine())
     assert set(there.store.choices()) == {("nap", 4), ("nap", 16)}
+    assert not list(undecoded(there))
+    names = []
+    for part in pack(there, tmp_path / "again"):
+        with tarfile.open(part) as tar:
+            names += tar.getnames()
+    assert any(name.startswith("decodes/test/") for name in names)
+    assert not any(name.endswith(".safetensors") for name in names)
 
 
 def test_the_problem_set_is_disjoint_and_fits(tmp_path: Path) -> None:

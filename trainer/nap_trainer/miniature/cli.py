@@ -56,7 +56,10 @@ def parser() -> argparse.ArgumentParser:
     pack = verbs.add_parser("pack", parents=[common])
     pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for part-N.tar")
     pack.add_argument(
-        "--models", action="store_true", help="the trained models too, so that decoding can go on elsewhere"
+        "--models",
+        choices=("needed", "all", "none"),
+        default="needed",
+        help="whose weights go along: what is still to be decoded, all, none (default: needed)",
     )
     return made
 
@@ -168,7 +171,7 @@ def _pack(args: argparse.Namespace) -> int:
     from nap_trainer.miniature.status import pack
 
     driver = _driver(args)
-    for path in pack(driver.store, args.out, models=args.models):
+    for path in pack(driver, args.out, models=args.models):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,11 +145,10 @@ class Store:
 
     # -- travel -----------------------------------------------------------------------------------------------------
 
-    def results(self, *, models: bool = False) -> Iterator[Path]:
-        """Every file that a report needs; with `models` also what decoding needs."""
-        if models:
-            for folder in sorted(row["folder"] for row in self._notes()):
-                yield from sorted(path for path in (self.root / folder).iterdir() if path.is_file())
+    def results(self, weights: Iterable[Model] = ()) -> Iterator[Path]:
+        """Every file that a report needs, and of these models also what decoding needs."""
+        for folder in sorted(str(self.model_note(model)["folder"]) for model in weights):
+            yield from sorted(path for path in (self.root / folder).glob("*") if path.is_file())
         for pattern in (*_SMALL, "models/*.json", "tokenizer/*"):
             yield from sorted(self.root.glob(pattern))
         yield from sorted(self.root.glob("decodes/**/*.npz"))
