@@ -53,8 +53,8 @@ FLOPS, BANDWIDTH = 790e12, 4.3e12
 ROWS = ("canvas", "path", "narrow")
 VARIANTS = "llada,eager,compiled,graph:compiler,graph,graph8,graph:tuned"
 PROMPT, STEPS = 128, 256
-# Of log-confidences of one canvas by two orders of the same sums. The largest logits here are about 25, where two
-# numbers of bfloat16 lie 0.125 apart: two such steps.
+# Of log-confidences of one canvas by two orders of the same sums. Logits here have a width of 6.4, so the largest are
+# above 16, where two numbers of bfloat16 lie 0.125 apart: two such steps.
 _APART = {"bfloat16": 0.25, "float32": 1e-3, "float64": 0.0}
 
 

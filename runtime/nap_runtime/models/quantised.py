@@ -82,9 +82,9 @@ def scaled_product(
 ) -> Tensor:
     """(x · scale) (w · scale)ᵀ of FP8 numbers, [R, O] in `dtype` (bfloat16 on a GPU).
 
-    The numbers are multiplied as they are and the scales come after: kernels that scale rows and columns themselves are
-    up to twice as slow at a few hundred rows (benchmarks/results), and compiled, scaling is part of what reads it. The
-    product is rounded to `dtype` once more for it. `one`: a float32 one on the device, so that none has to be made.
+    The numbers are multiplied as they are and the scales come after: the vendor's kernels that scale rows and columns
+    themselves are slower at few rows (docs/bench.md), and compiled, scaling is part of what reads it. The product is
+    rounded to `dtype` once more for it. `one`: a float32 one on the device, so that none has to be made.
     """
     wide = accumulate_dtype(dtype)
     if x_RI.is_cuda:
