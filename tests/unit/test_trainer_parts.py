@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +13,11 @@ import torch
 
 from nap_runtime.errors import UsageError
 from nap_runtime.models.shapes import shape_config
-from nap_trainer import meters
+from nap_trainer import loop, meters
 from nap_trainer.export import decode_defaults
 from nap_trainer.logs import TrainLog
-from nap_trainer.loop import rate_factor
+from nap_trainer.loop import Trainer, rate_factor
+from nap_trainer.ranks import Ranks
 from nap_trainer.settings import ScheduleSection, TrainConfig
 
 LEAST: dict[str, Any] = {
@@ -168,3 +171,36 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
         log.tick(1)
         log.say("x")
     assert not (tmp_path / "out").exists()
+
+
+# --- figures ---
+
+
+@pytest.mark.parametrize("start", [0, 100])
+def test_tokens_per_second_are_of_the_steps_of_this_try(monkeypatch: pytest.MonkeyPatch, start: int) -> None:
+    """One second a step of 16 tokens, whether it goes on from a checkpoint, and however long an evaluation takes."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock["now"])
+
+    def wait(seconds: float) -> None:
+        clock["now"] += seconds
+
+    lines: list[dict[str, Any]] = []
+    trainer = Trainer.__new__(Trainer)
+    trainer.settings = config(
+        schedule={"max_steps": start + 20}, run={"log_every": 10}, evaluate={"every": 5}, objective={}
+    )
+    trainer.total, trainer.step_done, trainer.ranks = start + 20, start, Ranks(0, 1, torch.device("cpu"))
+    batch = SimpleNamespace(ids_BN=torch.zeros(2, 8, dtype=torch.int32).numpy())
+    trainer.loader = SimpleNamespace(steps=lambda at, until: ([batch] for _ in range(at, until)))  # type: ignore[assignment]
+    trainer.prepared = SimpleNamespace(card=SimpleNamespace(config=shape_config("llada-tiny")))  # type: ignore[assignment]
+    trainer.engine = SimpleNamespace(plain=nullcontext)  # type: ignore[assignment]
+    monkeypatch.setattr(trainer, "_save", lambda: None)
+    monkeypatch.setattr(trainer, "step", lambda *_: (wait(1.0), (torch.ones(5), 1.0))[1])
+    log = SimpleNamespace(
+        tick=lambda _: None, write=lambda kind, step, figures: lines.append({"kind": kind, **figures})
+    )
+    trainer.advance(start + 20, log, lambda _: wait(1000.0) or {})  # type: ignore[arg-type, func-returns-value]
+    speeds = [line["tokens_per_second"] for line in lines if line["kind"] == "train"]
+    assert speeds == [16] * (2 if start else 3)  # the first step of a run has a line of its own
+    assert sum(line["kind"] == "eval" for line in lines) == 4

@@ -144,7 +144,7 @@ class Trainer:
     def advance(self, until: int, log: TrainLog, evaluator: Evaluator | None = None) -> Figures:
         """Train up to a step; figures of the last one that was logged."""
         figures: Figures = {}
-        self._logged = time.monotonic()
+        self._logged, self._last_logged = time.monotonic(), self.step_done
         for step, batches in enumerate(self.loader.steps(self.step_done, until), start=self.step_done):
             sums, norm = self.step(step, batches)
             self.step_done = step + 1
@@ -154,8 +154,7 @@ class Trainer:
                 log.write("train", self.step_done, figures)
                 self._check(figures)
             if evaluator is not None and self._due(self.settings.evaluate.every):
-                with self.engine.plain() as model:
-                    log.write("eval", self.step_done, evaluator(model))
+                self._evaluate(log, evaluator)
             if self._due(self.settings.run.checkpoint_every) or self.step_done == self.total:
                 self._save()
         return figures
@@ -195,7 +194,7 @@ class Trainer:
     def _figures(self, step: int, sums: Tensor, norm: Tensor | float, batches: Sequence[HostBatch]) -> Figures:
         loss, path, paths, summary, summaries = self.ranks.total(sums).tolist()
         n = batches[-1].ids_BN.shape[1]
-        steps = 1 if self.step_done == 1 else self.step_done - self._last_logged
+        steps = self.step_done - self._last_logged
         now = time.monotonic()
         tokens = steps * sum(batch.ids_BN.size for batch in batches) / (now - self._logged)
         self._logged, self._last_logged = now, self.step_done
@@ -230,6 +229,12 @@ class Trainer:
         if self.step_done:
             rest = "goes on from" if self.step_done < self.total else "nothing is left to train after"
             log.say(f"{rest} step {self.step_done}")
+
+    def _evaluate(self, log: TrainLog, evaluator: Evaluator) -> None:
+        began = time.monotonic()
+        with self.engine.plain() as model:
+            log.write("eval", self.step_done, evaluator(model))
+        self._logged += time.monotonic() - began  # tokens/s are those of training
 
     def _save(self) -> None:
         began = time.monotonic()
