@@ -146,6 +146,16 @@ def test_chain_behind_a_clamped_header(card: ModelCard, file: Path) -> None:
     assert any(slot_ids(batch, row, 1)[: len(chain)] == chain for row in range(3))
 
 
+@pytest.mark.parametrize(("form", "answer"), [("long-cot", "clamped"), ("long-cot", "free"), ("nap", "free")])
+def test_a_text_of_several_paths_needs_all_of_them(card: ModelCard, file: Path, form: str, answer: str) -> None:
+    """The third row has two paths: its twin with three blocks leaves it out, and so does the chain."""
+    section = data(file, format=form, answer=answer, paths=[3], path_tokens=24, gen_length=40)
+    made = loader(card, section)
+    assert (made.dropped, len(made.table)) == ({"paths": 1}, 2)
+    with pytest.raises(UsageError, match=r"data: no row fits \(3 by paths\)"):
+        loader(card, data(file, format=form, answer=answer, paths=[4], path_tokens=24, gen_length=40))
+
+
 # --- order ---
 
 

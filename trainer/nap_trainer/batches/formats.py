@@ -21,7 +21,7 @@ from nap_runtime.errors import ModelError
 from nap_runtime.job import DecodeConfig
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.prompting import block_ids
-from nap_trainer.batches.segments import Ids, SegmentTable, joined
+from nap_trainer.batches.segments import PAD, Ids, SegmentTable, joined
 from nap_trainer.settings import DataSection, Format
 
 Piece = Ids | tuple[int, ...]
@@ -120,22 +120,31 @@ class Marks:
 
 
 def formed(table: SegmentTable, data: DataSection, marks: Marks) -> SegmentTable:
-    """Rows as `data.format` and `data.answer` want them: what stands in the blocks, or in the one region."""
+    """Rows as `data.format` and `data.answer` want them: what stands in the blocks, or in the one region.
+
+    A row with fewer paths than one text is made of gets an empty one, which the loader drops and counts.
+    """
     if data.format == "text":
         return table
     if data.format == "single" or data.plain or data.format == "long-cot":
         paths_nmL = table.paths_nmL[:, : data.paths[0]]
         table = SegmentTable(prompt_nP=table.prompt_nP, paths_nmL=paths_nmL, summary_nS=table.summary_nS)
     if data.plain:
-        return _region(table, joined(_pieces(table, data.format, marks), len(table)))
+        return _region(table, _whole(joined(_pieces(table, data.format, marks), len(table)), table, data))
     if data.format == "long-cot":
-        chain = joined(_chain(table, marks), len(table))
+        chain = _whole(joined(_chain(table, marks), len(table)), table, data)
         return SegmentTable(prompt_nP=table.prompt_nP, paths_nmL=chain[:, None], summary_nS=table.summary_nS)
     return table
 
 
 def _region(table: SegmentTable, text_nL: Ids) -> SegmentTable:
     return SegmentTable(prompt_nP=table.prompt_nP, paths_nmL=text_nL[:, None], summary_nS=table.summary_nS[:, :0])
+
+
+def _whole(text_nL: Ids, table: SegmentTable, data: DataSection) -> Ids:
+    """Texts of rows that have all of their paths; of the others nothing is left."""
+    text_nL[table.path_counts_n < data.paths[0]] = PAD
+    return text_nL
 
 
 def _chain(table: SegmentTable, marks: Marks) -> list[Piece]:
