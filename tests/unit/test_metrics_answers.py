@@ -34,6 +34,13 @@ TABLE: list[tuple[str, str | None, str, bool]] = [
     (NAP + r"\boxed{\boxed{9}}.", "9", "9", True),
     (NAP + r"\boxed{20\%}.", r"20\%", "20", True),
     (NAP + r"\boxed{x = 5}.", "x = 5", "5", True),
+    # a computation behind "answer is": its result
+    ("The answer is 10 - 3 = 7.", "7", "7", True),
+    ("The answer is $20 + $5.50 = $25.50.", "25.50", "25.5", True),
+    ("The answer is 2 * 3 + 1 = 6 + 1 = 7 apples.", "7", "7", True),
+    ("The answer is 8 - this is because 10 - 2 = 8.", "8", "8", True),
+    ("The answer is 10 - 3 = 7 - 2", "10", "7", False),
+    ("The answer is 3:30 p.m.", "3:30 p.m", "3:30 pm", True),
     # GSM8K's own marks, and models that imitate them
     ("She makes 9 * 2 = $<<9*2=18>>18 every day.\n#### 18", "18", "18", True),
     ("So 4000+1000=5000.\n#### 5,000", "5,000", "5000", True),
@@ -288,6 +295,9 @@ def test_the_surest_form_counts(text: str, source: str) -> None:
         (r"\boxed{42}", None),
         ("A cat sat.", None),
         ("", None),
+        ("The correct option is B", "B"),
+        ("Option A is wrong. The correct option is **D**.", "D"),
+        ("The right option is Blue", None),
     ],
 )
 def test_choices(text: str, choice: str | None) -> None:

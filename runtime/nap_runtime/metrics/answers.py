@@ -34,6 +34,11 @@ _LED = re.compile(
     rf"([-−]?[$€£]?\s?{_NUMBER}(?:\s+\d+/\d+|/\d+)?%?(?![\w^\\]|\s*[*+]))",
     re.IGNORECASE,
 )
+_TERMS = rf"[$€£]?{_NUMBER}%?(?:\s*[-−–+*/×÷]\s*[$€£]?{_NUMBER}%?)"
+_WORKED = re.compile(  # a computation with its result: 10 - 3 = 7, 2 * 3 + 1 = 6 + 1 = 7
+    rf"[\s*:_]*{_TERMS}+(?:\s*=\s*{_TERMS}*)*\s*=\s*([-−]?[$€£]?\s?{_NUMBER}%?)(?![\w^\\]|\s*[-−–+*/×÷]\s*[$€£]?\d)"
+)
+_TIME = re.compile(r"[\s*:]*(\d{1,2}:\d{2}(?!\d)(?:\s*[ap]\.?m\b)?)", re.IGNORECASE)
 _FRACTION = re.compile(r"[\s*:]*(-?\d*\s*\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d))")
 _LETTER = re.compile(r"[\s*:]*(?:(?:option|choice|letter)\s+)?\(?([A-J])\)?(?![\w'’])")
 _NONE = re.compile(
@@ -116,13 +121,13 @@ def _loose(text: str) -> Found | None:
 
 
 def _stated(rest: str) -> str | None:
-    """What follows "answer is": mathematics between dollars, a number, a fraction, a bracket, a letter."""
+    """What follows "answer is": mathematics between dollars, a fraction, a result, a time, a number, a bracket, …"""
     end = _SENTENCE.search(rest.lstrip())
     sentence = rest.lstrip()[: end.start()] if end else rest.lstrip()
     math = _MATH.search(sentence)
     if math and (held := next(filter(None, math.groups()), "").strip()) and _is_math(held):
         return held
-    for pattern in (_FRACTION, _LED):
+    for pattern in (_FRACTION, _WORKED, _TIME, _LED):
         if match := pattern.match(sentence):
             return _tidy(match[1])
     if match := re.match(r"[\s*:]*(\[+|\()([^\[\]()]+)(\]+|\))", sentence):
@@ -145,8 +150,8 @@ def _tidy(text: str) -> str:
 def find_choice(text: str, letters: str = "ABCD") -> str | None:
     """The letter of a multiple-choice answer, in upper case; None where the text chooses none.
 
-    What `read_answer` finds counts where it begins with one letter ("(C) 42", "C."); else the last letter that stands
-    alone in brackets.
+    What `read_answer` finds counts where it begins with one letter ("(C) 42", "C."); else the last "option is C" or
+    "choice is C"; else the last letter that stands alone in brackets.
     """
     found = read_answer(text)
     if found is not None:
@@ -155,5 +160,8 @@ def find_choice(text: str, letters: str = "ABCD") -> str | None:
             return match[1].upper()
         if found.source in ("boxed", "mark", "tag"):
             return None
+    named = re.findall(rf"\b(?:option|choice)\s+is\s*:?\s*\**\(?([{letters}])\)?(?![\w'’])", text)
+    if named:
+        return str(named[-1])
     alone = re.findall(rf"\(([{letters}])\)", text) or re.findall(rf"(?:^|\n)\s*([{letters}])[.):]?\s*$", text)
     return alone[-1] if alone else None
