@@ -259,6 +259,23 @@ def test_procedural_rows_do_not_depend_on_processes(card: ModelCard, monkeypatch
     assert len(one) == 25
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("words", {"error_rate": 2}, r"^data\.options\.error_rate: 2 is not a number from 0 to 1$"),
+        ("words", {"error_rate": "often"}, r"^data\.options\.error_rate: 'often' is not a number"),
+        ("words-study", {"min_depth": 99}, r"^data\.options\.min_depth: 99 is not a whole number"),
+        ("words-study", {"depth": 1}, r"^data\.options\.depth: unknown key; known are "),
+    ],
+)
+def test_an_option_of_a_set_is_named(card: ModelCard, name: str, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        table(card, data(name, samples=5, options=options))
+    if name == "words-study":
+        with pytest.raises(UsageError, match=text):
+            held_out(data(name, options=options), None, 3)
+
+
 def test_held_out(tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
     file.write_text('{"question": "q", "answer": "so #### 18"}\n')

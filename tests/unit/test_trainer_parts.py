@@ -14,10 +14,12 @@ import torch
 from nap_runtime.errors import UsageError
 from nap_runtime.models.shapes import shape_config
 from nap_trainer import loop, meters
+from nap_trainer.evaluation import decode_configs
 from nap_trainer.export import decode_defaults
 from nap_trainer.logs import TrainLog
 from nap_trainer.loop import Trainer, rate_factor
 from nap_trainer.ranks import Ranks
+from nap_trainer.sameness import first_difference
 from nap_trainer.settings import ScheduleSection, TrainConfig
 
 LEAST: dict[str, Any] = {
@@ -171,6 +173,24 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
         log.tick(1)
         log.say("x")
     assert not (tmp_path / "out").exists()
+
+
+# --- what a run is compared with and decoded by ---
+
+
+def test_what_leaves_rows_and_weights_alone_may_change_between_starts() -> None:
+    found = config(data={"processes": 4}, zero={"stage": 1}, schedule={"micro_batch": 2}).to_mapping()
+    assert first_difference(found, config()) is None
+    assert first_difference(found, config(data={"seed": 1})) == "data.seed"
+    assert first_difference(found, config(zero={"clip": 2})) == "zero.clip"
+
+
+@pytest.mark.parametrize(
+    ("trained", "decoded"), [("full", "full"), ("hub", "hub"), ("isolated", "isolated"), ("mixed", "full")]
+)
+def test_evaluations_decode_with_the_topology_of_the_training(trained: str, decoded: str) -> None:
+    configs = decode_configs(config(objective={"topology": trained}))
+    assert [(c.sync.mode, c.sync.sees) for c in configs.values()] == [("exact", decoded)] * 2
 
 
 # --- figures ---

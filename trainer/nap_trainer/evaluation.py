@@ -10,7 +10,7 @@ import torch
 from nap_runtime.errors import UsageError
 from nap_runtime.executor.coordinator import Coordinator
 from nap_runtime.executor.inline import InlineExecutor
-from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult
+from nap_runtime.job import DecodeConfig, DecodeJob, DecodeResult, SyncPolicy
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.transformer import DiffusionTransformer
 from nap_trainer.batches.loader import high
@@ -22,7 +22,8 @@ Figures = dict[str, float | int | None]
 def decode_configs(settings: TrainConfig) -> dict[str, DecodeConfig]:
     """How a model of this training is decoded: `ao`, confidence order over the canvas, and `pf`, parallel-forced.
 
-    A free answer has one region, in which there is nothing to force.
+    Rows see what they saw in training (`mixed`: everything, which is among it). A free answer has one region, in which
+    there is nothing to force.
     """
     data, evaluate = settings.data, settings.evaluate
     if data.plain:
@@ -32,8 +33,14 @@ def decode_configs(settings: TrainConfig) -> dict[str, DecodeConfig]:
     m = max(data.paths) if data.format == "nap" else 1
     path, summary = high(data.path_tokens), high(data.summary_tokens)
     steps = -(-(m * path + summary) // evaluate.tokens_per_step)
+    topology = settings.objective.topology
     forced = DecodeConfig(
-        paths=m, path_tokens=path, summary_tokens=summary, steps=steps, eos_weight=evaluate.eos_weight
+        paths=m,
+        path_tokens=path,
+        summary_tokens=summary,
+        steps=steps,
+        eos_weight=evaluate.eos_weight,
+        sync=SyncPolicy("exact", topology="full" if topology == "mixed" else topology),
     )
     return {"ao": forced.with_values(rule="confidence"), "pf": forced}
 

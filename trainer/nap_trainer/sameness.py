@@ -13,7 +13,7 @@ from nap_trainer.settings import TrainConfig
 from nap_trainer.zero import checkpoints
 
 # What may change between two starts of one training: what is left where, and how the same arithmetic is spread.
-FREE = ("run", "evaluate", "zero", "schedule.micro_batch")
+FREE = ("run", "evaluate", "zero", "data.processes", "schedule.micro_batch")
 # Of these, what the weights depend on all the same.
 BOUND = ("run.seed", "zero.clip")
 

@@ -76,7 +76,7 @@ class DataSection(Section):
         unknown: share of prompt words replaced by the unknown token (word tokenizers only).
         samples: rows of a procedural set.
         options: further settings of a procedural set.
-        processes: that make a procedural set (0: one per core).
+        processes: that make the set `words` (0: one per core); `words-study` needs one only.
         seed: of the set, and of the order of rows.
     """
 

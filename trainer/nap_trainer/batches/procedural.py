@@ -5,11 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from nap_runtime.models.tokenizer import Tokenizer, build_word_tokenizer
 from nap_trainer.batches.segments import PAD, Ids, SegmentTable
 from nap_trainer.settings import DataSection
 from nap_trainer.words import MAX_PATHS, generate, tokens, vocabulary
+
+if TYPE_CHECKING:
+    from nap_trainer.words_study import StudyConfig
 
 Split = Literal["train", "dev", "test"]
 SETS = ("words", "words-study")
@@ -54,13 +57,20 @@ def make_set(data: DataSection, tokenizer: Tokenizer, *, split: Split, count: in
     if unknown:
         raise UsageError(f"data.options.{min(unknown)}: unknown key; known are error_rate", field="data.options")
     ids = {word: token for word in vocabulary() if (token := tokenizer.token_id(word)) is not None}
-    rate = float(data.options.get("error_rate", 0.15))
+    rate = _rate(data.options.get("error_rate", 0.15))
     parts = [min(_PART, count - at) for at in range(0, count, _PART)]
     requests = [
         _Request(seed=data.seed * 100_003 + i, split=split, count=part, error_rate=rate, ids=ids)
         for i, part in enumerate(parts)
     ]
     return stacked(_mapped(_words, requests, data.processes))
+
+
+def _rate(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        text = f"data.options.error_rate: {value!r} is not a number from 0 to 1"
+        raise UsageError(text, field="data.options")
+    return float(value)
 
 
 def _mapped(
@@ -87,10 +97,20 @@ def _words(request: _Request) -> SegmentTable:
     )
 
 
-def _study(data: DataSection, tokenizer: Tokenizer, split: Split, count: int) -> SegmentTable:
-    from nap_trainer.words_study import StudyConfig, make_table, study_tokenizer
+def study_options(options: Mapping[str, Any]) -> StudyConfig:
+    """`data.options` of `words-study`; UsageError that names the key where one is unknown or wrong."""
+    from nap_trainer.words_study import StudyConfig
 
-    config = StudyConfig.from_mapping(data.options)
+    try:
+        return StudyConfig.from_mapping(options)
+    except UsageError as error:
+        raise UsageError(f"data.options.{error}", field="data.options") from None
+
+
+def _study(data: DataSection, tokenizer: Tokenizer, split: Split, count: int) -> SegmentTable:
+    from nap_trainer.words_study import make_table, study_tokenizer
+
+    config = study_options(data.options)
     table = make_table(split, seed=data.seed, count=count, config=config)
     with tempfile.TemporaryDirectory() as folder:
         own = study_tokenizer(Path(folder))

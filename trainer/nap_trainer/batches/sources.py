@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from nap_runtime.errors import DataError, UsageError
 from nap_runtime.models.tokenizer import Tokenizer
-from nap_trainer.batches.procedural import SETS, make_set
+from nap_trainer.batches.procedural import SETS, make_set, study_options
 from nap_trainer.batches.segments import SegmentTable
 from nap_trainer.data.questions import read_questions
 from nap_trainer.data.read import built_rows, place, read_examples
@@ -80,8 +80,7 @@ def _problems(data: DataSection) -> Iterable[tuple[str, str]]:
         from nap_trainer.words import generate
 
         return ((p.question, str(p.answer)) for p in generate("test", seed=data.seed))
-    from nap_trainer.words_study import StudyConfig
     from nap_trainer.words_study import generate as study
 
-    config = StudyConfig.from_mapping(data.options)
+    config = study_options(data.options)
     return ((p.question, str(p.answer)) for p in study("dev", seed=data.seed, config=config))
