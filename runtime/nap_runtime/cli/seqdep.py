@@ -106,7 +106,7 @@ def _forms(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _scorer(args: argparse.Namespace) -> tuple[Scorer, str]:
-    """The scorer, and what tells its weights apart: its path, size and time."""
+    """The scorer, and what tells its weights apart: its path and size."""
     one_of("device", args.device, DEVICES)
     one_of("dtype", args.dtype, _DTYPES)
     import torch
