@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ import torch
 
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.errors import ModelError, UsageError, WorkerError
+from nap_runtime.executor import ray_ending
 from nap_runtime.executor.coordinator import Coordinator
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
@@ -246,6 +250,47 @@ def test_a_killed_worker_is_an_error_in_seconds_and_nothing_is_left(
     # Ray gives its raylet a second to end. Where that is not enough, its two agents outlive it for the 60 s that they
     # wait for the control store, which is gone too.
     assert gone(cluster, within=75), "processes of the cluster are left"
+
+
+FROZEN = """
+import os, signal, sys, time
+import torch
+from nap_runtime.executor import ray_executor
+ray_executor.PATIENCE = 3.0
+group = ray_executor.RayExecutor(sys.argv[1], workers=1, dtype=torch.float64)
+from ray._private.worker import _global_node
+daemons = {name: infos[0].process.pid for name, infos in _global_node.all_processes.items()}
+os.kill(daemons[sys.argv[2]], signal.SIGSTOP)
+started = time.monotonic()
+group.close()
+print(time.monotonic() - started, *daemons.values(), *(place.process for place in group.places))
+"""
+
+
+@pytest.mark.parametrize("daemon", ["raylet", "gcs_server"])
+def test_closing_a_frozen_cluster_ends(no_cluster_given: None, model_dir: Path, daemon: str) -> None:
+    """Ray's own shutdown waits for a stopped daemon for ever, and so would the end of this process."""
+    command = [sys.executable, "-c", FROZEN, str(model_dir), daemon]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    seconds, *processes = done.stdout.split()
+    assert float(seconds) < 30
+    assert gone(set(map(int, processes)), within=10), "processes of the cluster are left"
+    assert len(done.stderr.splitlines()) <= (daemon != "raylet")  # a line where Ray took longer than 3 s even so
+
+
+def test_what_cannot_be_closed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon of somebody else's cluster is not ours to kill: the connection is left, and the process can end."""
+    let_go, unregistered = threading.Event(), list[Any]()
+    monkeypatch.setattr(ray_ending.ray, "shutdown", let_go.wait)
+    monkeypatch.setattr(ray_ending, "_daemons", list)
+    monkeypatch.setattr(ray_ending.atexit, "unregister", unregistered.append)
+    started = time.monotonic()
+    said = ray_ending.leave(0.2)
+    assert time.monotonic() - started < 5
+    assert said.startswith("the connection to the Ray cluster")
+    assert "\n" not in said
+    assert unregistered == [ray_ending.ray.shutdown]
+    let_go.set()
 
 
 def test_a_cluster_that_is_not_there_is_a_usage_error(no_cluster_given: None, model_dir: Path) -> None:

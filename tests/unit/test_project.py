@@ -20,7 +20,7 @@ MAX_LINES = 400
 
 # Top-level or dotted module → the modules (and what lies under them) that may import it.
 CONFINED = {
-    "ray": tuple(f"nap_runtime.executor.{name}" for name in ("ray_executor", "ray_actors", "ray_cluster", "ray_homes")),
+    "ray": tuple(f"nap_runtime.executor.ray_{name}" for name in ("executor", "actors", "cluster", "homes", "ending")),
     "grpc": ("nap_runtime.service",),
     "torch.distributed": ("nap_runtime.distributed", "nap_trainer.ranks", "nap_trainer.zero"),
     "deepspeed": ("nap_trainer.zero",),

@@ -1,6 +1,6 @@
 """Workers on a Ray cluster: one actor a worker, one long-running loop an actor, no Ray call per step.
 
-Beside `ray_cluster` the only module that imports Ray. Ray's ports listen on every interface and run code for whoever
+Ray is imported in the modules `ray_*` alone. Ray's ports listen on every interface and run code for whoever
 may use them: what protects them is Ray's token authentication, or a network of your own (docs/architecture.md,
 "Safety").
 """
@@ -8,6 +8,7 @@ may use them: what protects them is Ray's token authentication, or a network of 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -31,11 +32,13 @@ from nap_runtime.executor.process import Setup
 from nap_runtime.executor.ray_actors import Member, Watch, WorkerActor
 from nap_runtime.executor.ray_cluster import ClusterOptions as ClusterOptions
 from nap_runtime.executor.ray_cluster import connect, cpu_share, interrupts_wait, ray_errors, reserve, unanswered
+from nap_runtime.executor.ray_ending import PATIENCE, leave, within
 from nap_runtime.executor.ray_homes import Homes
 from nap_runtime.job import CompileMode
 from nap_runtime.storage import NATIVE, Storage
 from nap_runtime.worker import Outcome, Report, Task
 
+_log = logging.getLogger(__name__)
 _COMPILE_SECONDS = 300.0  # that peers wait at least where steps are compiled
 
 
@@ -365,18 +368,25 @@ class RayExecutor:
             raise WorkerLostError(text)
 
     def close(self) -> None:
-        """Kill the actors, give the placement group back, stop a cluster of our own."""
-        for member in (*self._members, *self._spares, *self._returning.values()):
-            with contextlib.suppress(Exception):
-                ray.kill(member.actor)
-        self._members, self._spares = [], []
-        if self._group is not None:
-            with contextlib.suppress(Exception):
-                remove_placement_group(self._group)
-            self._group = None
+        """Kill the actors, give the placement group back, stop a cluster of our own; says what it had to leave behind.
+
+        No wait is longer than `ray_ending.PATIENCE`, whatever of the cluster is frozen.
+        """
+        members, group = (*self._members, *self._spares, *self._returning.values()), self._group
+        self._members, self._spares, self._returning, self._group = [], [], {}, None
+        left = "" if within(PATIENCE, lambda: self._give_back(members, group)) else "a placement group"
         if self._owns_cluster and ray.is_initialized():
-            ray.shutdown()
-            self._owns_cluster = False
+            left = leave(PATIENCE)  # with a cluster, or a connection, its placement groups end too
+        self._owns_cluster = False
+        if left:
+            _log.warning("nap: the workers are closed, but Ray does not answer; left behind: %s", left)
+
+    def _give_back(self, members: Collection[Member], group: PlacementGroup | None) -> None:
+        for member in members:
+            self._kill(member)
+        if group is not None:
+            with contextlib.suppress(Exception):
+                remove_placement_group(group)
 
 
 def _with_time_to_compile(cluster: ClusterOptions, compile: CompileMode) -> ClusterOptions:
