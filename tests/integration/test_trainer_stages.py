@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,3 +117,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, stage: int)
         assert [line[key] for line in resumed] == [line[key] for line in whole]
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("killed", "whole")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.timeout(600)
+def test_a_resumed_run_draws_the_dropout_of_an_undisturbed_one(tmp_path: Path) -> None:
+    """Two steps back: the same adapters' noise, and so the same losses and weights, as the first time."""
+    out = tmp_path / "out"
+    changes = {"lora.rank": 4, "lora.dropout": 0.5, "schedule.max_steps": 6}
+    whole = trained(out, 0, **changes)
+    weights = (out / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(out / "checkpoints" / "step-00000006")
+    (out / "checkpoints" / "latest").write_text("step-00000004\n")
+    again = trained(out, 0, **changes)
+    for key in ("step", "loss", "grad_norm"):
+        assert [line[key] for line in again] == [line[key] for line in whole]
+    assert (out / "model" / "model.safetensors").read_bytes() == weights

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,6 +167,7 @@ class Trainer:
         """One optimizer step; (weighted loss, path and summary sums) and the gradient's norm stay on the device."""
         device = self.ranks.device
         self.engine.set_rate(rate_factor(step, self.total, self.settings.schedule))
+        self._seed_dropout(step)
         ready = [self._masked(DeviceBatch.of(batch, device), step) for batch in batches]
         divisor = self.ranks.total(torch.stack([part for *_, part in ready]).sum()).clamp(min=1)
         sums = torch.zeros(5, device=device)
@@ -177,6 +179,12 @@ class Trainer:
             sums[:1] += loss.detach()
             sums[1:] += region_sums(losses_BN, masked, batch.blocks, summary=batch.summary)
         return sums, self.engine.step()
+
+    def _seed_dropout(self, step: int) -> None:
+        """An adapter's dropout is torch's own noise: seeded anew at each step, so that a resumed run draws the same."""
+        if self.settings.lora is not None and self.settings.lora.dropout:
+            named = np.random.SeedSequence([self.settings.run.seed, step, self.ranks.rank])
+            torch.manual_seed(int(named.generate_state(1)[0]))
 
     def _masked(self, batch: DeviceBatch, step: int) -> tuple[DeviceBatch, Masked, View, Tensor, Tensor]:
         """What a micro-batch looks like to the network: (batch, masked, view, weights, part of the divisor)."""
