@@ -84,6 +84,36 @@ def test_close_to_certain_a_score_keeps_its_digits() -> None:
 
 
 @needs_triton
+def test_a_row_with_nan_has_nan_as_its_score() -> None:
+    """It must not pass for a sure candidate: such a decode fails (`Coordinator`)."""
+    x = logits(3, 20000, torch.float32)
+    x[0, 0, 15000] = x[0, 1, 7] = torch.nan  # id 7 is the mask
+    x[0, 2] = torch.nan
+    _, scores = kernels.best_of(x.to(DEVICE), mask_id=7)
+    assert scores.isnan().tolist() == [[True, False, True]]
+
+
+@needs_triton
+def test_logits_that_are_no_block_of_memory() -> None:
+    x = logits(4, 9100, torch.float32)
+    want = x[..., :9001].argmax(-1)
+    for strided in (x[..., :9001], x[..., :9001].transpose(1, 2).contiguous().transpose(1, 2)):
+        ids, _ = kernels.best_of(strided.to(DEVICE), mask_id=9000)
+        assert torch.equal(ids.cpu(), want)
+
+
+@needs_triton
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
+def test_the_operations_are_what_they_say_they_are(heads: int, kv_heads: int) -> None:
+    """Schemas, and shapes and strides without data: what `torch.compile` goes by."""
+    qkv, rope = torch.randn((2, 3, (heads + 2 * kv_heads) * 8)), torch.randn((3, 4))
+    store, at = torch.zeros((2, 2, kv_heads, 11, 8)), torch.tensor([1, 5, 9])
+    stored = (tensor.to(DEVICE) for tensor in (qkv, rope, rope, at, *store))
+    torch.library.opcheck(kernels._rotate_store_op, (*stored, heads, kv_heads))
+    torch.library.opcheck(kernels._best_parts, (torch.randn((heads, 9001)).to(DEVICE), 7))
+
+
+@needs_triton
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "width", "batch", "rows", "slots"),
     [(4, 4, 16, 2, 9, 30), (6, 2, 8, 2, 5, 11), (28, 4, 128, 1, 3, 7), (32, 32, 128, 1, 4, 9)],

@@ -92,7 +92,7 @@ if triton is not None:
             id = start + block * BLOCK + lane
             x = tl.load(logits + row * vocab + id, mask=id < stop, other=-float("inf")).to(tl.float32)
             x = tl.where(id == mask_id, -float("inf"), x)
-            counts = x > -float("inf")
+            counts = x != -float("inf")  # of NaN too, which makes the score NaN: such a decode has to fail
             better = x > top
             less = tl.where(counts, tl.exp(tl.where(better, top - x, x - top)), 0.0)
             other = tl.where(better, (other + 1.0) * less, other + less)
@@ -111,6 +111,8 @@ if triton is not None:
 def _rotate_store_op(
     qkv_BRX: Tensor, cos: Tensor, sin: Tensor, rows_R: Tensor, k_BGNE: Tensor, v_BGNE: Tensor, heads: int, kv_heads: int
 ) -> Tensor:
+    assert k_BGNE.stride(-1) == v_BGNE.stride(-1) == 1, "the kernel writes heads as they stand in memory"
+    qkv_BRX, rows_R = qkv_BRX.contiguous(), rows_R.contiguous()
     q_BHRE = _queries(qkv_BRX, heads, kv_heads)
     batch, rows, half = qkv_BRX.shape[0], qkv_BRX.shape[1], q_BHRE.shape[-1] // 2
     together = 1
@@ -197,11 +199,11 @@ def _parts_of(logits_XV: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
 def best_of(logits_BCV: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
     """The most probable id of each row, `mask_id` left out, and its log-probability: int64 and float32, [B, C] each.
 
-    Of equal logits the first. With Σ over all ids but the best, log p = −log(1 + Σ exp(l − l_best)): exact where p is
-    within rounding of 1.
+    Of equal logits the first; a row with NaN in it has NaN as its score. With Σ over all ids but the best,
+    log p = −log(1 + Σ exp(l − l_best)): exact where p is within rounding of 1.
     """
     shape, vocab = logits_BCV.shape[:-1], logits_BCV.shape[-1]
-    tops_XP, ids_XP, others_XP = _best_parts(logits_BCV.reshape(-1, vocab), mask_id)
+    tops_XP, ids_XP, others_XP = _best_parts(logits_BCV.reshape(-1, vocab).contiguous(), mask_id)
     top_X1 = tops_XP.amax(-1, keepdim=True)
     part_X1 = (tops_XP == top_X1).int().argmax(-1, keepdim=True)  # the first of equal ones
     number_P = torch.arange(tops_XP.shape[1], device=tops_XP.device)
