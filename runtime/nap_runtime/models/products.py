@@ -24,7 +24,7 @@ _ROUNDS, _IN_A_ROW = 5, 4
 _CACHED_BYTES = 128 * 2**20  # more than a GPU's second-level cache: weights come from memory, as in a step
 _CLEARLY = 0.98  # of the first one's time: less is noise
 
-_tuned: dict[tuple[int, int, int, bool, torch.device], _Tuned] = {}
+_tuned: dict[tuple[int, int, int, bool, torch.dtype, torch.device], _Tuned] = {}
 
 
 def check_tuned() -> None:
@@ -64,7 +64,7 @@ def add_tuned_product(x_XO: Tensor, a_XI: Tensor, w_OI: Tensor) -> None:
 
 
 def _run(x_XO: Tensor, a_XI: Tensor, w_OI: Tensor, *, add: bool) -> None:
-    key = (*a_XI.shape, w_OI.shape[0], add, a_XI.device)
+    key = (*a_XI.shape, w_OI.shape[0], add, a_XI.dtype, a_XI.device)
     if key not in _tuned and not torch.cuda.is_current_stream_capturing():
         _tuned[key] = _Tuned(x_XO, a_XI, w_OI, add=add)
     if key in _tuned:
