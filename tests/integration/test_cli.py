@@ -139,7 +139,7 @@ def test_ctrl_c_is_130_and_one_line(model: Path, tmp_path: Path) -> None:
         (["decode", "  \n"], ["PROMPT", "empty"]),
         (["decode", "What\udcff?"], ["PROMPT", "not valid Unicode"]),
         (["decode", "--model", "", "What?"], ["--model", "empty"]),
-        (["decode", "--trace", "/no/such/t.nap", "What?"], ["--trace", "/no/such", "no folder"]),
+        (["decode", "--trace", "/proc/no/t.nap", "What?"], ["--trace", "/proc/no", "No such file"]),
         (["decode", "--trace", "/", "What?"], ["--trace", "is a folder"]),
         (["decode", "--workers", "5", "--paths", "3"], ["--workers", "at most 3"]),
         (["decode", "--paths", "7"], ["--paths", "6"]),
@@ -669,12 +669,19 @@ def test_traces_of_a_batch_are_numbered(nap: Nap, model: Path, batch: Path, tmp_
     assert sorted(file.name for file in tmp_path.glob("t*")) == ["t.0.nap", "t.7.nap"]
 
 
-def test_a_trace_makes_no_folders(nap: Nap, model: Path, tmp_path: Path) -> None:
-    one_line(nap("decode", "--model", model, "--trace", tmp_path / "new" / "t.nap", QUESTION), 2, "--trace", "new")
-    assert not (tmp_path / "new").exists()
+def test_a_trace_makes_its_folders(nap: Nap, model: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "new" / "one" / "t.nap"
+    assert nap("decode", "--model", model, "--trace", trace, QUESTION).code == 0
+    assert nap("trace", "verify", trace).code == 0
+    page, picture = tmp_path / "pages" / "t.html", tmp_path / "pictures" / "t.svg"
+    assert nap("trace", "render", trace, "--out", page, "--svg", picture).code == 0
+    assert page.exists()
+    assert picture.exists()
     file = tmp_path / "file"
     file.touch()
-    one_line(nap("decode", "--model", model, "--trace", file / "t.nap", QUESTION), 2, "--trace", "no folder")
+    one_line(
+        nap("decode", "--model", model, "--trace", file / "t.nap", QUESTION), 2, "--trace", "is a file, not a folder"
+    )
 
 
 def test_a_trace_needs_a_folder_to_write_to(
@@ -714,14 +721,14 @@ def test_a_missing_trace_is_a_wrong_argument(nap: Nap, tmp_path: Path, argv: tup
 def test_a_page_takes_no_trace_of_its_name(nap: Nap, trace: Path, tmp_path: Path) -> None:
     file = tmp_path / "trace.html"
     file.write_bytes(trace.read_bytes())
-    one_line(nap("trace", "render", file), 2, "--out", "is the trace itself")
+    one_line(nap("trace", "render", file), 2, "--out", "is the file that is read")
     assert file.read_bytes() == trace.read_bytes()
 
 
 def test_a_page_that_cannot_be_written_is_named(nap: Nap, trace: Path, tmp_path: Path) -> None:
     """As it was given, not by the temporary file beside it."""
     done = nap("trace", "render", trace, "--out", tmp_path)
-    one_line(done, 1, f"{tmp_path}: Is a directory")
+    one_line(done, 2, "--out", f"{tmp_path} is a folder; give a file")
 
 
 # --- the other commands ---

@@ -185,5 +185,5 @@ def test_errors_are_one_line(
     one_line(nap("eval", "gsm8k", *on, "--data", tmp_path / "no.jsonl"), 2, "--data", "no such file")
     one_line(nap("eval", "gsm8k", *on, "--data", gsm8k, "--ask", "x"), 2, "--ask", "use one of")
     one_line(nap("eval", "words-study", *on, "--data", gsm8k), 2, "--data", "unknown option")
-    one_line(nap("eval", "gsm8k", *on, "--data", gsm8k, "--out", tmp_path / "no" / "x"), 2, "--out", "is no folder")
+    one_line(nap("eval", "gsm8k", *on, "--data", gsm8k, "--out", gsm8k / "x"), 2, "--out", "is a file, not a folder")
     one_line(nap("eval", "gsm8k", *on, "--data", gsm8k, "--steps", 4, "--tokens-per-step", 2), 2, "--tokens-per-step")

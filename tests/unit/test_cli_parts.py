@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nap_runtime import places
 from nap_runtime.cli.app import build_parser, main
 from nap_runtime.cli.controls import look_up
 from nap_runtime.cli.jobs import BadLine, held_out, pick_held_out, read_jobs
@@ -265,3 +266,24 @@ def test_timeline_marks_syncs() -> None:
     assert line.plain == "step  5/10 ──k─────G─ k kv, G gather"
     assert timeline(10, 10, [], width=60).plain.endswith("no syncs")
     assert len(timeline(1000, 3, [(999, "kv")], width=60).plain) < 100
+
+
+# --- where files are written ---
+
+
+def test_every_file_has_its_folders_made(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "b" / "c.json"
+    places.prepare(file, "out")
+    assert file.parent.is_dir()
+    assert not file.exists()
+    places.prepare(file, "out")  # what is there is fine
+
+
+def test_a_file_without_a_place_is_refused_before_the_work(tmp_path: Path) -> None:
+    read = tmp_path / "read"
+    read.touch()
+    for file, why in ((tmp_path, "is a folder"), (read / "x", "not a folder"), (read, "is the file that is read")):
+        with pytest.raises(UsageError, match=why) as caught:
+            places.prepare(file, "plot", read)
+        assert caught.value.field == "plot"
+    assert read.read_bytes() == b""

@@ -260,8 +260,11 @@ def test_rows_of_another_run_twice_or_none_are_refused(tmp_path: Path) -> None:
     file.write_bytes(b"nothing\n")
     with pytest.raises(DataError, match="line 1: not a row"), RowFile(file, key="index", run="a"):
         pass
-    with pytest.raises(UsageError, match="is no folder"), RowFile(tmp_path / "no" / "r.jsonl", key="index"):
+    with pytest.raises(UsageError, match="is a file, not a folder"), RowFile(file / "r.jsonl", key="index"):
         pass
+    with RowFile(tmp_path / "new" / "one" / "r.jsonl", key="index") as rows:
+        rows.add({"index": 0})
+    assert (tmp_path / "new" / "one" / "r.jsonl").exists()
 
 
 def _hold(file: str, holds: Any, done: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nap_runtime.errors import UsageError
+from nap_runtime.places import prepare
 
 Row = Mapping[str, Any]
 _HEAD = (
@@ -122,7 +123,7 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(notes(result), fontsize=7, x=0.01, ha="left")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    prepare(file, "plot")
     figure.savefig(file, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
 
 

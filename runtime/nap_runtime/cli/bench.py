@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nap_runtime import places
 from nap_runtime.cli import output
 from nap_runtime.cli.parser import FAILURE, Parser, integer, positive
 from nap_runtime.errors import UsageError
@@ -118,11 +119,9 @@ def _saver(file: Path | None) -> Callable[[dict[str, Any]], None]:
     """Writes the file anew, also while the benchmark goes on: what is stopped is not lost."""
     if file is None:
         return lambda _: None
-    if file.is_dir():  # found out now, and not when all is measured
-        raise UsageError(f"out: {file} is a folder; give a file", field="out")
     from nap_runtime.models.files import write_text_atomic
 
-    file.parent.mkdir(parents=True, exist_ok=True)
+    places.prepare(file, "out")
     return lambda result: write_text_atomic(file, json.dumps(result, indent=1) + "\n")
 
 

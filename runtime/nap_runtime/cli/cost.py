@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nap_runtime import places
 from nap_runtime.cli import output
 from nap_runtime.cli.parser import Parser, integer, positive
 from nap_runtime.errors import DataError, UsageError
@@ -194,6 +195,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     from nap_runtime.study.cost.calibrate import FITTED, calibrate, read_points
     from nap_runtime.study.cost.predict import Machine
 
+    if "out" in args:
+        places.prepare(args.out, "out", args.points)
     points = read_points(args.points)
     if "hold_out" in args:
         points = [replace(p, hold_out=any(fnmatch(p.name, pattern) for pattern in args.hold_out)) for p in points]

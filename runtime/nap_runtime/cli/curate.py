@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nap_runtime import places
 from nap_runtime.cli.output import Row, align, dumps
 from nap_runtime.cli.parser import FAILURE, Parser, integer, key_value, natural, number, positive
 from nap_runtime.errors import UsageError
@@ -98,17 +99,9 @@ def _add_local(parser: Parser) -> None:
     add("--batch-size", type=positive, metavar="N", help="traces made at once (default: 8)")
 
 
-def check_out(out: Path, source: Path | None = None) -> None:
-    """UsageError where a file cannot be written there, or would replace the one that is read."""
-    if out.is_dir():
-        raise UsageError(f"out: {out} is a folder; give a file", field="out")
-    if source is not None and out.exists() and source.exists() and out.samefile(source):
-        raise UsageError(f"out: {out} is the file that is read; give another", field="out")
-
-
 def _run(args: argparse.Namespace) -> int:
     _check_options(args)
-    check_out(args.out, args.questions)
+    places.prepare(args.out, "out", args.questions)
     from nap_trainer.data.curate import Curation
     from nap_trainer.data.prompts import PROMPT, read_prompt
     from nap_trainer.data.questions import read_questions

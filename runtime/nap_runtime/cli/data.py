@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nap_runtime import places
 from nap_runtime.cli import curate
 from nap_runtime.cli.output import Row, align, dumps
 from nap_runtime.cli.parser import FAILURE, Parser, integer, natural, number, positive
@@ -99,21 +100,21 @@ def _register_check(check: Parser) -> None:
 def _words(args: argparse.Namespace) -> int:
     if args.split not in _SPLITS:
         raise UsageError(f"split: unknown value '{args.split}'; use one of {', '.join(_SPLITS)}", field="split")
-    curate.check_out(args.out)
+    places.prepare(args.out, "out")
     from nap_trainer.words import generate
 
     return _write_problems(args, (problem.to_json() for problem in generate(args.split, seed=args.seed)))
 
 
 def _words_study(args: argparse.Namespace) -> int:
-    curate.check_out(args.out)
+    places.prepare(args.out, "out")
     from nap_trainer.words_study import generate
 
     return _write_problems(args, (problem.to_json() for problem in generate(args.split, seed=args.seed)))
 
 
 def _lists(args: argparse.Namespace) -> int:
-    curate.check_out(args.out)
+    places.prepare(args.out, "out")
     from nap_trainer.lists import generate
 
     chosen = args.operations.split(",") if "operations" in args else None
@@ -134,7 +135,7 @@ def _write_problems(args: argparse.Namespace, rows: Iterator[Mapping[str, Any]])
 def _serialize(args: argparse.Namespace) -> int:
     if args.format not in _FORMATS:
         raise UsageError(f"format: unknown value '{args.format}'; use one of {', '.join(_FORMATS)}", field="format")
-    curate.check_out(args.out, args.file)
+    places.prepare(args.out, "out", args.file)
     from nap_trainer.data.serialize import serialize
 
     rows = serialize(args.file, args.out, args.format)

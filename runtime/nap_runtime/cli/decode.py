@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nap_runtime import places
 from nap_runtime.cli import auto, jobs, output, session
 from nap_runtime.cli.jobs import BadLine
 from nap_runtime.cli.options import add_decode_options, read_job_keys, read_settings
@@ -136,20 +136,7 @@ def _check_use(args: argparse.Namespace, settings: Settings, source: Source) -> 
             if name in args:
                 raise UsageError(f"{name}: --print-config does not use it; leave it out", field=name)
     if "trace" in args:
-        _check_trace(args.trace)
-
-
-def _check_trace(file: Path) -> None:
-    """Find out before the decode, not after it, that the trace has no place."""
-    try:
-        if file.is_dir():
-            raise UsageError(f"trace: {file} is a folder", field="trace")
-        if not file.parent.is_dir():
-            raise UsageError(f"trace: {file.parent} is no folder; make it first", field="trace")
-    except OSError as error:
-        raise UsageError(f"trace: {file}: {error.strerror}", field="trace") from error
-    if not os.access(file.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"trace: {file.parent} cannot be written to", field="trace")
+        places.prepare(args.trace, "trace")
 
 
 class _Decode:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nap_runtime import places
 from nap_runtime.cli import session
 from nap_runtime.cli.parser import Parser
 from nap_runtime.cli.settings import Settings
@@ -44,16 +45,16 @@ def _run(args: argparse.Namespace) -> int:
             raise UsageError(f"{name}: {getattr(args, name)} does not end in .{name}", field=name)
     record = read_verified(args.file)
     page = getattr(args, "out", args.file.with_suffix(".html"))
-    if page.resolve() == args.file.resolve():
-        raise UsageError(f"out: {page} is the trace itself; give another file", field="out")
-    written = [page]
-    write_text_atomic(page, trace_page(record, _tokenizer(args, record), title=args.file.name))
+    places.prepare(page, "out", args.file)
     pictures = [getattr(args, name) for name in ("svg", "png") if name in args]
+    for picture in pictures:
+        places.prepare(picture, picture.suffix.lstrip("."))
+    write_text_atomic(page, trace_page(record, _tokenizer(args, record), title=args.file.name))
     if pictures:
         from nap_runtime.study.figures import record_figure, save
 
         save(record_figure(record), *pictures)
-    print("\n".join(str(file) for file in [*written, *pictures]))
+    print("\n".join(str(file) for file in [page, *pictures]))
     return 0
 
 

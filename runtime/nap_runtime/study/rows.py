@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from nap_runtime import places
 from nap_runtime.errors import DataError, UsageError
 
 
@@ -49,8 +50,7 @@ class RowFile:
             UsageError: the file cannot be opened, another process has it, or another run wrote it.
             DataError: a line within it is malformed, or a row stands there twice.
         """
-        if not file.parent.is_dir():
-            raise UsageError(f"out: {file.parent} is no folder; make it first", field="out")
+        places.prepare(file, "out")
         try:
             self._stream = file.open("a+b")
         except OSError as error:
