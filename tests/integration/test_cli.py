@@ -555,6 +555,27 @@ def test_a_batch_decodes_as_its_prompts_do(nap: Nap, model: Path, tmp_path: Path
         assert values["tokens"] == alone["tokens"]
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        bytes(range(256)) * 40,
+        b"\x1f\x8b\x08" + b"\n\x00\xff" * 500,
+        b"Some prose.\n\nAnd more.\n",
+        "{}\n".encode("utf-16"),
+    ],
+    ids=["binary", "gzip", "prose", "utf-16"],
+)
+def test_a_file_that_is_no_batch_is_one_line(
+    nap: Nap, model: Path, tmp_path: Path, content: bytes, options: tuple[str, ...]
+) -> None:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(content)
+    ran = nap("decode", "--model", model, "--file", file, *options)
+    one_line(ran, 2, "--file", "photo.jpg is not a text file of one problem a line (JSON lines)")
+    assert ran.out == ""
+
+
 @pytest.mark.parametrize("text", ["", "\n  \n"])
 def test_an_empty_file_is_usage(nap: Nap, model: Path, tmp_path: Path, text: str) -> None:
     file = tmp_path / "empty.jsonl"

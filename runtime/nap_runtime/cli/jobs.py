@@ -13,6 +13,7 @@ from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeJob
 
 _HELD_OUT = Path(__file__).resolve().parent.parent / "data" / "heldout.jsonl"
+_NOT_JSON = "not JSON"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,22 +36,26 @@ def read_jobs(file: Path) -> list[DecodeJob | BadLine]:
     Blank lines are skipped. `index` counts them too, so that it tells the line.
 
     Raises:
-        UsageError: the file cannot be read, or is empty.
+        UsageError: the file cannot be read, is empty, or is no such file at all: no line of it is JSON, or it holds
+            NUL bytes, which no JSON does.
     """
     try:
-        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise UsageError(f"file: {file}: {error.strerror}", field="file") from error
-    if not any(line.strip() for line in lines):
+    if not content.strip():
         raise UsageError(f"file: {file} is empty", field="file")
-    return [_job(index, line) for index, line in enumerate(lines) if line.strip()]
+    jobs = [] if b"\0" in content else [_job(at, line) for at, line in enumerate(content.splitlines()) if line.strip()]
+    if all(isinstance(job, BadLine) and job.error == _NOT_JSON for job in jobs):
+        raise UsageError(f"file: {file} is not a text file of one problem a line (JSON lines)", field="file")
+    return jobs
 
 
 def _job(index: int, line: bytes) -> DecodeJob | BadLine:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-        return BadLine(index=index, error="not JSON")
+        return BadLine(index=index, error=_NOT_JSON)
     if not isinstance(values, dict):
         return BadLine(index=index, error="not a JSON object")
     return _job_of(index, values)
