@@ -166,6 +166,17 @@ def test_a_second_time_nothing_is_decoded(nap: Nap, file: Path, whole: Path, mon
     assert (whole / "runs.jsonl").read_bytes() == rows
 
 
+def test_tables_are_in_the_order_of_the_study_however_runs_ended(
+    nap: Nap, file: Path, whole: Path, tmp_path: Path
+) -> None:
+    """As after several processes, or a run that failed at first."""
+    shutil.copytree(whole, tmp_path / "out")
+    rows = (whole / "runs.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "out" / "runs.jsonl").write_bytes(b"".join(reversed(rows)))
+    assert nap("study", "run", file, "--out", tmp_path / "out", "--no-report").code == 0
+    assert (tmp_path / "out" / "runs.csv").read_bytes() == (whole / "runs.csv").read_bytes()
+
+
 def test_more_problems_are_other_runs(nap: Nap, file: Path, tmp_path: Path) -> None:
     assert "9 runs, 27 decodes" in nap("study", "run", file, "--out", tmp_path / "x", "--dry-run").out
     assert "9 runs, 45 decodes" in nap("study", "run", file, "--out", tmp_path / "x", "--dry-run", "--set", "n=5").out

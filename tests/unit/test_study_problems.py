@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nap_runtime.errors import DataError, UsageError
 from nap_runtime.metrics.shares import PathAgreement, Share, vote
 from nap_runtime.study.evaluation import summarise
-from nap_runtime.study.problems import Problem, read_problems
+from nap_runtime.study.problems import Problem, file_rows, read_problems
 from nap_runtime.study.rows import RowFile, digest_of
 from nap_trainer.lists import OPERATIONS
 
@@ -67,6 +67,15 @@ def test_parquet(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="cannot be read as parquet"):
         read_problems("gsm8k", data=tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize("field", ["data", "file"])
+def test_parquet_without_pyarrow_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    (tmp_path / "g.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UsageError, match=rf"^{field}: .*is parquet: pip install pyarrow") as caught:
+        list(file_rows(tmp_path / "g.parquet", field=field))
+    assert caught.value.field == field
 
 
 def test_gpqa_places_the_right_choice_by_seed(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def file_rows(file: Path, *, field: str = "data") -> Iterator[Mapping[str, Any]]
     if not file.is_file():
         reason = "it is a folder; give the file" if file.is_dir() else "no such file"
         raise UsageError(f"{field}: {file}: {reason}", field=field)
-    yield from _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+    yield from _parquet_rows(file, field) if file.suffix == ".parquet" else _json_rows(file)
 
 
 def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -216,11 +216,11 @@ def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
             yield values
 
 
-def _parquet_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+def _parquet_rows(file: Path, field: str) -> Iterator[Mapping[str, Any]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise UsageError(f"data: {file} is parquet: pip install pyarrow, or give JSONL", field="data") from None
+        raise UsageError(f"{field}: {file} is parquet: pip install pyarrow, or give JSONL", field=field) from None
     try:
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=256):

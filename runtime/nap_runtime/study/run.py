@@ -216,7 +216,7 @@ def run_study(
         else:
             failed = _run_in_turn(todo, out, finished, listener, cancelled)
         belongs = sweeps_of(runs)
-        write_tables(out, [row for run, row in finished.rows.items() if run in belongs], belongs)
+        write_tables(out, [finished.rows[run] for run in belongs if run in finished.rows], belongs)
     return failed
 
 
