@@ -50,6 +50,10 @@ def config(**sections: dict[str, Any]) -> TrainConfig:
         ({"data": {"path_tokens": [9, 5]}}, r"^data: `path_tokens`: 9 is above 5"),
         ({"data": {"answer": "free", "paths": [1, 2]}}, r"^data: `paths`: texts made of several paths need one"),
         ({"data": {"answer": "free"}, "objective": {"topology": "hub"}}, r"no topology or staleness; leave them out"),
+        (
+            {"data": {"answer": "free"}, "objective": {"patterns": {"uniform": 0.5, "structured": 0.5}}},
+            r"objective\.patterns: 'structured' is about paths and summary, which a canvas with one region has not",
+        ),
         ({"objective": {"patterns": {"uniform": 0}}}, r"^objective: `patterns`: give at least one"),
         ({"objective": {"patterns": {"often": 1}}}, r"^objective\.patterns\.often"),
         ({"objective": {"weighting": "cubic"}}, r"^objective\.weighting: 'cubic': "),

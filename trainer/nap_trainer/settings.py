@@ -267,6 +267,10 @@ class TrainConfig(Section):
     def _together(self) -> Self:
         if self.data.plain and (self.objective.topology != "full" or self.objective.staleness):
             raise ValueError("objective: a canvas with one region has no topology or staleness; leave them out")
+        wrong = [name for name, share in self.objective.patterns.items() if share > 0 and name != "uniform"]
+        if self.data.plain and wrong:
+            text = f"{wrong[0]!r} is about paths and summary, which a canvas with one region has not; use 'uniform'"
+            raise ValueError(f"objective.patterns: {text}")
         return self
 
     @classmethod
