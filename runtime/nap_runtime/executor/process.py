@@ -66,7 +66,7 @@ class WorkerProcess:
         self._setup, self._timeout = setup, timedelta(seconds=setup.timeout)
         self._dtype: torch.dtype = getattr(torch, setup.dtype)
         self._compiling = CompileOptions(mode=setup.compile)
-        self._cancel = threading.Event()
+        self._batch = self._stopped = 0  # the number of the batch under way, and of the last that is to stop
         self._loop: threading.Thread | None = None
         self._model: DiffusionTransformer | None = None
         self._denoiser: Denoiser | None = None
@@ -138,7 +138,7 @@ class WorkerProcess:
 
         Collectives that wait for a lost peer are aborted, not waited for.
         """
-        self._cancel.set()
+        self._stopped = max(self._stopped, self._batch)
         self._busy = False
         comm, self._comm, self._worker = self._comm, None, None
         if self._joining:
@@ -172,26 +172,29 @@ class WorkerProcess:
             if self._busy and time.monotonic() > self._asked_at + _LEASE_SECONDS:
                 os._exit(1)
 
-    def run(self, task: Task) -> Iterator[Report | Outcome | NapError]:
-        """Decode a batch; yields reports as they come, the outcome last."""
-        self._cancel.clear()
+    def run(self, task: Task, batch: int) -> Iterator[Report | Outcome | NapError]:
+        """Decode a batch; yields reports as they come, the outcome last.
+
+        `batch` is its number, more than the last one's: what `cancel` means, whichever of the two calls arrives first.
+        """
+        self._batch = batch
         self._asked_at, self._busy = time.monotonic(), True
         if not self._leased:
             self._leased = True
             threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
         out: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._loop = threading.Thread(target=self._decode, args=(task, out), name="step loop", daemon=True)
+        self._loop = threading.Thread(target=self._decode, args=(task, batch, out), name="step loop", daemon=True)
         self._loop.start()
         while (item := out.get()) is not _DONE:
             yield item
 
-    def _decode(self, task: Task, out: queue.SimpleQueue[Any]) -> None:
+    def _decode(self, task: Task, batch: int, out: queue.SimpleQueue[Any]) -> None:
         worker = self._worker
         rank = "" if worker is None else f" {worker.comm.rank}"
         try:
             if worker is None:
                 raise WorkerError("a worker was asked to decode before it had joined a group")
-            outcome = worker.run(task, on_report=out.put, cancelled=self._cancel.is_set)
+            outcome = worker.run(task, on_report=out.put, cancelled=lambda: self._stopped >= batch)
             self._busy = False
             out.put(outcome)
         except NapError as error:
@@ -201,9 +204,9 @@ class WorkerProcess:
         finally:
             out.put(_DONE)
 
-    def cancel(self) -> None:
-        """Stop at the next control point that all workers share."""
-        self._cancel.set()
+    def cancel(self, batch: int) -> None:
+        """Stop a batch at the next control point that all workers share; one that is yet to come, at its first."""
+        self._stopped = max(self._stopped, batch)
 
 
 def _own_device(device: str) -> torch.device:

@@ -71,6 +71,7 @@ class RayExecutor:
         self._spares: list[Member] = []
         self._homeless: list[int] = []  # bundles whose spare is to be made when they have a host again
         self._returning: dict[int, Member] = {}  # rank → what takes its place between two batches
+        self._batch = 0  # the number of the one under way
         self._condemned: set[int] = set()  # ranks that the next repair replaces
         self._tended = 0.0
         self._told: tuple[Straggler, ...] = ()
@@ -133,7 +134,8 @@ class RayExecutor:
         actors = [member.actor for member in self._members]
         try:
             with ray_errors():
-                streams = {actor.run.options(num_returns="streaming").remote(task): actor for actor in actors}
+                self._batch += 1
+                streams = {a.run.options(num_returns="streaming").remote(task, self._batch): a for a in actors}
                 self._follow(streams, on_report or (lambda _: None), cancelled, outcomes)
         except WorkerLostError:
             raise
@@ -161,7 +163,7 @@ class RayExecutor:
             if cancelled() and not told_to_cancel:
                 told_to_cancel = True
                 for actor in streams.values():
-                    actor.cancel.remote()
+                    actor.cancel.remote(self._batch)
             self._mind_stragglers(set(outcomes))
             self._tend()
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=0.2)
