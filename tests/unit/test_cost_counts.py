@@ -13,7 +13,10 @@ from nap_runtime.decoding.placement import Assignment
 from nap_runtime.errors import UsageError
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.models.quantised import FP8
+from nap_runtime.storage import Storage, Stored
 from nap_runtime.study.cost.counts import count
+from nap_runtime.study.cost.predict import Work
 from nap_runtime.study.cost.scenario import Scenario
 
 NEVER_CLOSED = (95,)  # the mask id is never predicted
@@ -53,16 +56,19 @@ def check(tiny_model: Any, nap_layout: Any, prompt_of: Any) -> Any:
         config: DecodeConfig,
         batch: int = 2,
         dtype: Any = torch.float64,
+        kv: Stored = "native",
     ) -> None:
         from nap_runtime.worker import Task
 
         model = tiny_model(shape, dtype=dtype)
         plan = Plan.of(nap_layout(budgets, ends=NEVER_CLOSED), config, Assignment(placed))
         prompts = tuple(prompt_of(seed) for seed in range(batch))
-        executor = InlineExecutor(model, workers=plan.assignment.workers, dtype=dtype)
+        held = FP8 if kv == "fp8" else dtype
+        executor = InlineExecutor(model, workers=plan.assignment.workers, dtype=held)
         outcomes = executor.run(Task(plan=plan, prompts=prompts), on_report=None, cancelled=lambda: False)
         meters = [outcome.meters for outcome in outcomes]
-        counts = count(plan, model.config, item_bytes=torch.finfo(dtype).bits // 8, batch=batch)
+        item, storage = torch.finfo(dtype).bits // 8, Storage(kv=kv)
+        counts = count(plan, model.config, item_bytes=item, batch=batch, storage=storage)
         assert counts.rows == tuple(m.rows_computed for m in meters)
         assert counts.extra_rows == tuple(m.rows_recomputed for m in meters)
         assert tuple(len(counts.forwards_of(w)) for w in range(counts.workers)) == tuple(m.forwards for m in meters)
@@ -101,6 +107,24 @@ def test_guidance_and_precision(check: Any, policy: SyncPolicy) -> None:
     config = DecodeConfig(paths=2, steps=8, cfg=0.5, sync=policy)
     check("dream-tiny", (6, 5), (0, 1), config, batch=1, dtype=torch.float32)
     check("llada-tiny", (6, 5), (0, 1), replace(config, cfg=None), batch=3, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("policy", [SyncPolicy("exact"), SyncPolicy("kv", every=2), SyncPolicy("shared")], ids=name)
+def test_keys_and_values_in_fp8(check: Any, policy: SyncPolicy) -> None:
+    check("dream-tiny", (6, 5), (0, 1), DecodeConfig(paths=2, steps=8, sync=policy), kv="fp8", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("dtype", "item"), [("bfloat16", 2), ("float32", 4)])
+def test_bytes_of_fp8_by_hand(dtype: Any, item: int) -> None:
+    """Two paths of 5 own rows; 2 layers, 4 heads of 16: E + 4 = 20 bytes a head and position, whatever the dtype."""
+    scenario = Scenario(
+        shape="llada-tiny", paths=2, path_tokens=4, summary_tokens=2, prompt_tokens=3, header_tokens=1, workers=2,
+        dtype=dtype, sync=SyncPolicy("kv", every=4),
+    )  # fmt: skip
+    native, fp8 = (Work.of(each).counts.exchanges[0] for each in (scenario, replace(scenario, kv="fp8")))
+    assert native.buffer_bytes == 5 * 2 * 2 * 4 * 16 * item
+    assert fp8.buffer_bytes == 5 * 2 * 2 * 4 * 20
+    assert fp8.payload_bytes == (1600, 1600)
 
 
 def test_by_hand() -> None:

@@ -41,6 +41,47 @@ def test_a_forward_by_hand() -> None:
     assert threads.forward_seconds(forward, slow) == pytest.approx(flops / 2e3 + 4.0 + 5.0 + 288.0)
 
 
+def test_fp8_is_read_by_hand() -> None:
+    """A layer's weight takes a byte, the head stays float32; a key of 16 numbers takes 16 + 4 bytes, not 64."""
+    forward = Forward(step=1, rows=5, extra_rows=0, scored=3)
+    layers, head, heads = 2 * WEIGHTS, 96 * 64, 2 * CANVAS * 2 * 2 * 4
+    read = {
+        stored: Work.of(replace(TINY, batch=2, weights=stored[0], kv=stored[1])).bytes_read(forward)
+        for stored in (("native", "native"), ("fp8", "native"), ("native", "fp8"), ("fp8", "fp8"))
+    }
+    assert read["native", "native"] == 4 * layers + 4 * head + 64 * heads
+    assert read["fp8", "native"] == layers + 4 * head + 64 * heads
+    assert read["native", "fp8"] == 4 * layers + 4 * head + 20 * heads
+    assert read["fp8", "fp8"] == layers + 4 * head + 20 * heads
+    with pytest.raises(UsageError, match="kv: unknown value 'fp4'"):
+        replace(TINY, kv="fp4")
+
+
+def test_fp8_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [
+        "cost",
+        "predict",
+        "--shape",
+        "llada-8b",
+        "--paths",
+        "2",
+        "--sync",
+        "kv",
+        "--every",
+        "8",
+        "--link",
+        "1g",
+        "--json",
+    ]
+    sent = []
+    for more in ([], ["--kv", "fp8"]):
+        assert main([*argv, *more]) == 0
+        sent.append(json.loads(capsys.readouterr().out)["rows"][1])
+    native, fp8 = ((row["scenario"]["kv"], row["sync_seconds"]) for row in sent)
+    assert (native[0], fp8[0]) == ("native", "fp8")
+    assert 0.5 < fp8[1] / native[1] < 0.53  # 132 of 256 bytes, and latency
+
+
 def test_a_head_that_is_not_used_is_not_read() -> None:
     work = Work.of(TINY)
     used, unused = (work.bytes_read(Forward(step=0, rows=1, extra_rows=0, scored=n)) for n in (1, 0))

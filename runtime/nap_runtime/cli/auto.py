@@ -86,6 +86,7 @@ def _chosen(card: ModelCard, settings: Settings, question: str | None, machine: 
         workers=settings.workers,
         dtype=settings.dtype,
         batch=settings.batch_size,
+        storage=settings.storage,
         threads=1 if settings.device == "cuda" else max(1, (os.cpu_count() or 1) // settings.workers),
     )
     choice = choose(settings.auto, decode, machine)
@@ -110,7 +111,13 @@ def chooser(group: GroupSettings, link: str | None = None) -> Chooser:
         machine, where = _of_groups(group, link, links)
         threads = 1 if group.device == "cuda" else max(1, (os.cpu_count() or 1) // group.workers)
         decode = Decode(
-            layout=layout, config=config, model=model, workers=group.workers, dtype=group.dtype, threads=threads
+            layout=layout,
+            config=config,
+            model=model,
+            workers=group.workers,
+            dtype=group.dtype,
+            threads=threads,
+            storage=group.storage,
         )
         choice = choose(asked, decode, machine)
         return choice.policy, _line(choice, group.workers, where)

@@ -15,6 +15,7 @@ from nap_runtime.cli import output
 from nap_runtime.cli.parser import Parser, integer, positive
 from nap_runtime.errors import DataError, UsageError
 from nap_runtime.policy import SyncPolicy
+from nap_runtime.storage import STORED
 
 if TYPE_CHECKING:
     from nap_runtime.study.cost.calibrate import Calibration
@@ -33,7 +34,7 @@ Fit a machine to measured points, and say how far it is off on points that it ha
 POINTS is JSON as benchmarks/sync_scaling.py writes it: `points`, each with name, scenario, seconds.
 """
 _MODES = ("exact", "tokens", "shared", "kv", "none")
-_KEYS = ("shape", "path_tokens", "summary_tokens", "prompt_tokens", "steps", "dtype")
+_KEYS = ("shape", "path_tokens", "summary_tokens", "prompt_tokens", "steps", "dtype", "weights", "kv")
 
 
 def register(root: Parser) -> None:
@@ -65,6 +66,8 @@ def _add_predict(parser: Parser) -> None:
     parser.add_argument("--prompt-tokens", type=positive, default=128, metavar="N", help="(default: 128)")
     parser.add_argument("--steps", type=positive, metavar="T", help="(default: one a slot)")
     parser.add_argument("--dtype", default="bfloat16", metavar="TYPE", help="(default: bfloat16)")
+    for name, what in (("weights", "numbers of the layers' matrices"), ("kv", "numbers of keys and values")):
+        parser.add_argument(f"--{name}", metavar="|".join(STORED), default="native", help=f"{what} (default: native)")
     text = "slots of all paths together, shared out among them, in place of --path-tokens (default: off)"
     parser.add_argument("--total-tokens", type=positive, metavar="N", help=text)
     parser.add_argument("--json", action="store_true", help="one JSON object (default: a table)")

@@ -11,6 +11,7 @@ from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig, Device, DType, at_least
 from nap_runtime.models.loading import read_card
 from nap_runtime.models.prompting import DecodeDefaults, build_layout, prompt_ids, resolve
+from nap_runtime.storage import NATIVE, Storage
 from nap_runtime.study.cost.choose import Choice, Decode, choose, device_of, machine_of
 from nap_runtime.study.cost.predict import Link, Machine
 
@@ -28,6 +29,7 @@ def choose_sync(
     device: Device = "cpu",
     dtype: DType = "float32",
     batch_size: int = 1,
+    storage: Storage = NATIVE,
 ) -> Choice:
     """Choose a sync for a decode: the freshest with a predicted overhead of at most `overhead`.
 
@@ -38,6 +40,7 @@ def choose_sync(
         link: a named link, or a file of `nap cost calibrate`; None brings the workers up and measures. They stay warm.
         overhead: a share of the time, above 0 and below 1.
         prompt: whose length counts (None: 64 tokens).
+        storage: how workers hold numbers; FP8 keys and values make syncs smaller.
 
     Raises:
         UsageError, ModelError, WorkerError: see `nap_runtime.errors`.
@@ -60,6 +63,7 @@ def choose_sync(
         workers=workers,
         dtype=dtype,
         batch=batch_size,
+        storage=storage,
         threads=1 if device == "cuda" else max(1, (os.cpu_count() or 1) // workers),
     )
     machine = _machine(model, workers, link, device, dtype)

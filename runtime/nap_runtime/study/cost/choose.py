@@ -27,6 +27,7 @@ from nap_runtime.errors import DataError, UsageError
 from nap_runtime.job import DecodeConfig, Rule, SyncMode
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.policy import SyncPolicy
+from nap_runtime.storage import NATIVE, Storage
 from nap_runtime.study.cost.predict import DEVICES, LINKS, Device, Machine, Work
 from nap_runtime.study.cost.scenario import ITEM_BYTES
 
@@ -79,6 +80,7 @@ class Decode:
     dtype: str = "float32"
     batch: int = 1
     threads: int = 1
+    storage: Storage = NATIVE
 
     def work(self, policy: SyncPolicy) -> Work | None:
         """Its counts under a policy; None where the config cannot have it.
@@ -94,7 +96,8 @@ class Decode:
         plan = Plan.of(self.layout, config, Assignment.even(config.n_paths, self.workers))
         if policy.every is not None and policy.every >= (plan.path_steps or plan.schedule.steps):
             return None  # no sync would ever happen
-        return Work.of_plan(plan, self.model, ITEM_BYTES[self.dtype], batch=self.batch, threads=self.threads)
+        how: dict[str, Any] = {"batch": self.batch, "threads": self.threads, "storage": self.storage}
+        return Work.of_plan(plan, self.model, ITEM_BYTES[self.dtype], **how)
 
     def _with_quotas(self, policy: SyncPolicy) -> DecodeConfig:
         given = self.config

@@ -25,6 +25,9 @@ from nap_runtime.distributed.exchange import TOKEN_BYTES
 from nap_runtime.errors import UsageError
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.policy import CONSENSUS_TOP
+from nap_runtime.storage import NATIVE, Storage
+
+_FP8_SCALE_BYTES = 4  # a float32 for each head and position (`models/quantised.py`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +113,17 @@ class Counts:
         return (self.workers - 1) * sum(e.times * e.buffer_bytes for e in self.exchanges)
 
 
-def count(plan: Plan, model: ModelConfig, *, item_bytes: int, batch: int = 1) -> Counts:
+def head_bytes(model: ModelConfig, item_bytes: int, storage: Storage) -> int:
+    """Of one head's key, or value, at one position, as a worker holds and sends it."""
+    return model.head_dim + _FP8_SCALE_BYTES if storage.kv == "fp8" else model.head_dim * item_bytes
+
+
+def count(plan: Plan, model: ModelConfig, *, item_bytes: int, batch: int = 1, storage: Storage = NATIVE) -> Counts:
     """Walk the machine of a plan.
 
     Args:
-        item_bytes: of a key or value: 2, 4, 8 (8: log-sum-exp and partial attention travel in float64, else float32).
+        item_bytes: of the dtype: 2, 4, 8 (8: log-sum-exp and partial attention travel in float64, else float32).
+        storage: whether keys and values are held, and so exchanged, in FP8.
 
     Raises:
         UsageError: the plan's steps are not known beforehand (adaptive rules, remasking) or a cache spares rows.
@@ -122,7 +131,7 @@ def count(plan: Plan, model: ModelConfig, *, item_bytes: int, batch: int = 1) ->
     config = plan.config
     if not plan.schedule.fixed or config.cache is not None:
         raise UsageError("rule: costs are counted for rules with fixed quotas and without a cache", field="rule")
-    return _Walk(plan, model, item_bytes, batch).run()
+    return _Walk(plan, model, item_bytes, batch, head_bytes(model, item_bytes, storage)).run()
 
 
 @dataclass(slots=True)
@@ -131,6 +140,7 @@ class _Walk:
     model: ModelConfig
     item: int
     batch: int
+    head: int  # bytes of one head's key at one position
     told: list[int] = field(default_factory=list)
     committed: list[int] = field(default_factory=list)
     dirty: list[bool] = field(default_factory=list)
@@ -306,13 +316,13 @@ class _Walk:
         elif step.summary and self._agrees:
             yield self._consensus(step.step, len(summary))
 
-    def _row_bytes(self, heads: int, item: int) -> int:
-        """Of one row of `heads` in the batch."""
-        return self.views * self.batch * heads * self.model.head_dim * item
+    def _row_bytes(self) -> int:
+        """Of one row's keys, or values, in one layer of the batch."""
+        return self.views * self.batch * self.model.n_kv_heads * self.head
 
     def _kv(self, step: int) -> Exchange:
         own = [len(self.plan.assignment.own_rows(self.plan.layout, w)) for w in range(self.world)]
-        row = 2 * self.model.n_layers * self._row_bytes(self.model.n_kv_heads, self.item)
+        row = 2 * self.model.n_layers * self._row_bytes()
         return Exchange(
             step=step,
             kind="kv",
@@ -323,7 +333,7 @@ class _Walk:
 
     def _keys(self, step: Step) -> Exchange:
         rows = [self._rows(step.rows, worker) for worker in range(self.world)]
-        row, layers = 2 * self._row_bytes(self.model.n_kv_heads, self.item), self.model.n_layers
+        row, layers = 2 * self._row_bytes(), self.model.n_layers
         return Exchange(
             step=step.step,
             kind="keys",

@@ -17,7 +17,8 @@ from typing import Any, Self
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.errors import UsageError
 from nap_runtime.models.config import ModelConfig
-from nap_runtime.study.cost.counts import Counts, Forward, Moment, count
+from nap_runtime.storage import NATIVE, Storage
+from nap_runtime.study.cost.counts import Counts, Forward, Moment, count, head_bytes
 from nap_runtime.study.cost.scenario import ITEM_BYTES, Scenario
 from nap_runtime.values import known_keys, number
 
@@ -171,7 +172,7 @@ class Work:
     """A decode with its counts, which do not depend on the machine.
 
     Attributes:
-        item_bytes: of a weight, key or value.
+        item_bytes: of a number of the dtype: weights, keys and values, but for what `storage` holds in FP8.
         batch: canvases decoded together.
         threads: of each worker, which share the compute of a CPU.
     """
@@ -182,6 +183,7 @@ class Work:
     item_bytes: int
     batch: int = 1
     threads: int = 1
+    storage: Storage = NATIVE
 
     @classmethod
     def of(cls, scenario: Scenario) -> Work:
@@ -190,18 +192,27 @@ class Work:
         Raises:
             UsageError: the scenario does not fit together.
         """
-        item = ITEM_BYTES[scenario.dtype]
-        return cls.of_plan(scenario.plan, scenario.model, item, batch=scenario.batch, threads=scenario.threads)
+        how: dict[str, Any] = {key: getattr(scenario, key) for key in ("batch", "threads", "storage")}
+        return cls.of_plan(scenario.plan, scenario.model, ITEM_BYTES[scenario.dtype], **how)
 
     @classmethod
-    def of_plan(cls, plan: Plan, model: ModelConfig, item_bytes: int, *, batch: int = 1, threads: int = 1) -> Work:
+    def of_plan(
+        cls,
+        plan: Plan,
+        model: ModelConfig,
+        item_bytes: int,
+        *,
+        batch: int = 1,
+        threads: int = 1,
+        storage: Storage = NATIVE,
+    ) -> Work:
         """Count a plan.
 
         Raises:
             UsageError: the plan's steps are not known beforehand, or it has a cache.
         """
-        counts = count(plan, model, item_bytes=item_bytes, batch=batch)
-        return cls(plan, model, counts, item_bytes, batch, threads)
+        counts = count(plan, model, item_bytes=item_bytes, batch=batch, storage=storage)
+        return cls(plan, model, counts, item_bytes, batch, threads, storage)
 
     @property
     def canvas(self) -> int:
@@ -235,8 +246,10 @@ class Work:
     def bytes_read(self, forward: Forward) -> float:
         """Weights of the layers and, where it is used, the head; keys and values of the canvas."""
         model, item = self.model, self.item_bytes
-        weights = model.n_layers * layer_weights(model) + (model.vocab_size * model.d_model if forward.scored else 0)
-        return float(item * (weights + self.batch * self.canvas * model.kv_values_per_token))
+        layers = model.n_layers * layer_weights(model) * (1 if self.storage.weights == "fp8" else item)
+        head = model.vocab_size * model.d_model * item if forward.scored else 0
+        heads = 2 * model.n_layers * model.n_kv_heads * self.batch * self.canvas
+        return float(layers + head + heads * head_bytes(model, item, self.storage))
 
     def on(self, machine: Machine) -> Prediction:
         """Follow every worker's clock."""

@@ -14,6 +14,7 @@ from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig, DType, SyncPolicy, at_least, one_of
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.shapes import SHAPES, shape_config
+from nap_runtime.storage import Storage, Stored
 from nap_runtime.values import known_keys
 
 ITEM_BYTES: Mapping[str, int] = {"bfloat16": 2, "float32": 4, "float64": 8}
@@ -31,6 +32,7 @@ class Scenario:
         workers: W, at most `paths`.
         batch: canvases decoded together.
         threads: threads of each worker, which share the compute of a CPU; 1 on a GPU.
+        weights, kv: numbers of the layers' matrices, and of keys and values (`Storage`).
 
     Raises:
         UsageError: a value is out of range or unknown.
@@ -47,12 +49,15 @@ class Scenario:
     batch: int = 1
     threads: int = 1
     dtype: DType = "bfloat16"
+    weights: Stored = "native"
+    kv: Stored = "native"
     sync: SyncPolicy = field(default_factory=SyncPolicy)
 
     def __post_init__(self) -> None:
         for name in ("path_tokens", "summary_tokens", "prompt_tokens", "header_tokens", "workers", "batch", "threads"):
             at_least(name, getattr(self, name), 1)
         one_of("dtype", self.dtype, tuple(ITEM_BYTES))
+        Storage(weights=self.weights, kv=self.kv)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Scenario:
@@ -81,6 +86,11 @@ class Scenario:
             known = ", ".join(SHAPES)
             raise UsageError(f"shape: {self.shape} is neither a folder nor one of {known}", field="shape")
         return ModelConfig.from_dir(self.shape)
+
+    @property
+    def storage(self) -> Storage:
+        """How a worker holds numbers."""
+        return Storage(weights=self.weights, kv=self.kv)
 
     @property
     def config(self) -> DecodeConfig:
