@@ -9,6 +9,7 @@ from typing import Any
 
 from nap_runtime.errors import UsageError
 from nap_runtime.policy import SummaryMode, SyncPolicy, Topology
+from nap_runtime.traits import PATH_CACHES
 from nap_runtime.values import number
 
 OVERHEAD = 0.1  # the share of a decode's time that syncs may take, where none is given
@@ -61,6 +62,19 @@ class AutoSync:
         """What every policy that may be chosen shares."""
         names = ("topology", "summary", "top", "settle")
         return {name: getattr(self, name) for name in names}
+
+    def check_cache(self, layout: str | None, cache: str | None) -> None:
+        """Refuse a cache of paths: it needs steps without a sync, and what is chosen may have one at every step.
+
+        Raises:
+            UsageError: it names the modes that go with the cache.
+        """
+        if cache in PATH_CACHES and layout in (None, "nap"):
+            text = (
+                f"cache: sync 'auto' does not go with cache '{cache}', as it may choose a sync at every step, which "
+                "spares no rows; give --sync tokens, shared or kv with --every 2 or more, or --sync none, or no --cache"
+            )
+            raise UsageError(text, field="cache")
 
     def stand_in(self) -> SyncPolicy:
         """A policy to check the rest of a config with, until one is chosen.

@@ -151,6 +151,19 @@ def test_an_empty_model_is_an_error() -> None:
         Settings(model="")
 
 
+@pytest.mark.parametrize("cache", ["closed", "dkv"])
+def test_auto_does_not_go_with_caches_of_paths(cache: str) -> None:
+    """What is refused is what was given: `exact`, which nobody gave, is not what the message is about."""
+    with pytest.raises(UsageError) as caught:
+        Settings.from_mapping({"sync": {"mode": "auto"}, "cache": cache, "workers": 2, "simulate": True})
+    said = str(caught.value)
+    assert said.startswith(f"cache: sync 'auto' does not go with cache '{cache}'")
+    assert "give --sync tokens, shared or kv with --every 2 or more, or --sync none, or no --cache" in said
+    assert "exact" not in said
+    asked = Settings.from_mapping({"sync": {"mode": "auto"}, "layout": "plain", "rule": "confidence", "cache": "dkv"})
+    assert asked.auto is not None, "a cache of a plain canvas, on one worker, has no sync to wait for"
+
+
 # --- batches ---
 
 

@@ -121,6 +121,8 @@ class Settings:
                 raise UsageError(f"{key}: unknown key; known are {', '.join(sorted(known))}", field=str(key))
         auto = _asked(values)
         given = {key: value for key, value in values.items() if key not in own and key not in _AUTO}
+        if auto is not None:
+            auto.check_cache(given.get("layout"), given.get("cache"))
         config = DecodeConfig.from_mapping(given if auto is None else {**given, "sync": auto.stand_in()})
         return cls(config=config, auto=auto, **{key: value for key, value in values.items() if key in own})
 

@@ -124,7 +124,8 @@ def config_from_proto(message: pb.DecodeConfig) -> DecodeConfig:
         raise UsageError(f"rule_args: more than {_MAX_ARGS}, or longer than {_MAX_ARG} letters", field="rule_args")
     values["rule_args"] = dict(message.rule_args)
     if message.HasField("sync"):
-        asked = asked_of(message)
+        if (asked := asked_of(message)) is not None:
+            asked.check_cache(values.get("layout"), values.get("cache"))
         values["sync"] = SyncPolicy(**_sync_values(message.sync)) if asked is None else asked.stand_in()
     return DecodeConfig(**values)
 
