@@ -206,7 +206,7 @@ class EvaluateSection(Section):
 
     Args:
         every: steps between evaluations (0: none).
-        data: NAP rows or prompt/response rows; None: the procedural set's own held-out problems.
+        data: rows with `question` and `answer` (or `gold`); None: the procedural set's own held-out problems.
         n: problems.
         tokens_per_step: slots committed a step.
         eos_weight: of the decodes.
