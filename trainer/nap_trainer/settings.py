@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nap_runtime.errors import UsageError
+from nap_runtime.job import MAX_PATHS
 from nap_runtime.yaml_files import read_yaml, yaml_value
 from nap_trainer.lora import LoraConfig
 from nap_trainer.zero.config import OptimizerConfig, ZeroConfig
@@ -31,7 +32,7 @@ Budget = PositiveInt | tuple[PositiveInt, PositiveInt]
 class Section(BaseModel):
     """A frozen section of the file that rejects unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -67,7 +68,7 @@ class DataSection(Section):
         format: `nap` (one block a path), `long-cot` (the same paths as one chain), `single` (one path), `text`.
         answer: `clamped` puts paths and summary behind fixed headers (layout nap); `free` writes tags and all into one
             region (layout plain).
-        paths: m of a batch; of several, each batch draws one. A row with fewer paths than m is left out of it.
+        paths: m of a batch, up to 6; of several, each batch draws one. A row with fewer paths than m is left out of it.
         path_tokens, summary_tokens: slots of a block, or [low, high] to vary them from batch to batch.
         gen_length: slots of the region where `answer` is free.
         max_prompt: longer prompts are dropped, and counted.
@@ -83,7 +84,7 @@ class DataSection(Section):
     train: str
     format: Format = "nap"
     answer: Literal["clamped", "free"] = "clamped"
-    paths: tuple[PositiveInt, ...] = (3,)
+    paths: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_PATHS)], ...], Field(min_length=1)] = (3,)
     path_tokens: Budget = 330
     summary_tokens: Budget = 32
     gen_length: PositiveInt = 1024
