@@ -1,7 +1,6 @@
-"""How a result file of these benchmarks says where it was made (`head`), and how one is read, old or new (`origin`).
+"""How a result file of these benchmarks says where it was made (`head`), and how that is read (`origin`).
 
-New files have `benchmark`, `when`, `command` and `environment` as `nap bench` writes it. Files from before that name
-device, cores and versions at their top, each in words of its own.
+`benchmark`, `when`, `command` and `environment`, as `nap bench` writes them. What was not noted is null.
 """
 
 from __future__ import annotations
@@ -21,15 +20,5 @@ def head(device: str = "cpu") -> dict[str, Any]:
 
 
 def origin(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's `command`, `commit`, `version`, `torch`, `load`, `device`, `device_name` and `cpus`; None: not said."""
-    new = document.get("environment")
-    if isinstance(new, Mapping) and "device_name" in new:
-        return {"command": document.get("command"), **new}
-    old = dict(document) | dict(new or {})
-    name, _, cores = str(old.get("cpu", old.get("device", ""))).partition(", ")
-    return {
-        **{key: old.get(key) for key in ("command", "commit", "version", "torch", "load")},
-        "device": "cpu" if not name or "cpu" in old or "CPU" in name else "cuda",
-        "device_name": name or None,
-        "cpus": int(cores.split()[0]) if cores else old.get("cores", old.get("cpus")),
-    }
+    """A file's `command`, and its `environment` beside it: `commit`, `torch`, `device_name`, `cpus`, `load` …"""
+    return {"command": document["command"], **document["environment"]}
