@@ -78,7 +78,10 @@ def same(one: Any, other: Any) -> None:
         for a, b in zip(mine, its, strict=True):
             assert b[5] == pytest.approx(a[5], rel=1e-9)
     for mine, its in zip(one.outcomes, other.outcomes, strict=True):
-        assert its.forwards == mine.forwards
+        # A phase may end a step earlier: canvases that leave make the host read what it would else hear a report later.
+        skipped = sorted(set(mine.forwards) - set(its.forwards))
+        assert sorted({*its.forwards, *skipped}) == list(mine.forwards)
+        assert len(skipped) <= 1
         assert its.events == mine.events
 
 
