@@ -259,5 +259,4 @@ class CompiledDenoiser:
 
     def logits(self, hidden_BRD: Tensor) -> Tensor:
         """Vocabulary scores, logits_BRV, in the model's dtype."""
-        head = self.model.embed if self.config.tied_head else self.model.head
-        return self._product.by(head.weight, hidden_BRD)
+        return self._product.by(self.model.head_weight, hidden_BRD)

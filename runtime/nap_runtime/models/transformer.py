@@ -299,10 +299,14 @@ class DiffusionTransformer(nn.Module):
                 x_BRD = layer(x_BRD, rope, attend)
         return self.norm(x_BRD)  # type: ignore[no-any-return]
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix from hidden states to the vocabulary, [V, D]: the embedding's where the two are tied."""
+        return self.embed.weight if self.config.tied_head else self.head.weight
+
     def logits(self, hidden_BRD: Tensor) -> Tensor:
         """Vocabulary scores of each row, logits_BRV, in the model's dtype."""
-        weight_VD = self.embed.weight if self.config.tied_head else self.head.weight
-        return F.linear(hidden_BRD, weight_VD)
+        return F.linear(hidden_BRD, self.head_weight)
 
     def forward(self, ids_BN: Tensor, attn_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Logits of a whole canvas, logits_BNV: the reference and the training path.
