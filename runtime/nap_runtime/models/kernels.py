@@ -25,22 +25,26 @@ try:
 except ImportError:  # torch for CPUs comes without
     triton = None
 
-_ROTATED = (torch.bfloat16, torch.float16, torch.float32)
+_TAKEN = (torch.bfloat16, torch.float16, torch.float32)
 _WIDEST_HEADS = 32  # of one program
 _BLOCK = 2048
 _PARTS = 16  # at most, of one row of logits
 _PROGRAMS = 4096  # about so many are wanted: a few rounds on any GPU
 
 
-def rotates(qkv_BRX: Tensor, head_dim: int) -> bool:
-    """Whether `rotate_store` takes this matrix: on a GPU, at most 32 bits a number, heads of a power of two."""
-    fits = qkv_BRX.is_cuda and qkv_BRX.dtype in _ROTATED and qkv_BRX.is_contiguous()
-    return triton is not None and fits and head_dim >= 2 and head_dim & (head_dim - 1) == 0
+def rotates(like: Tensor, head_dim: int) -> bool:
+    """Whether `rotate_store` takes matrices of this device and dtype, and heads so wide: a power of two."""
+    return _taken(like) and head_dim >= 2 and head_dim & (head_dim - 1) == 0
 
 
 def ranks(logits_BCV: Tensor) -> bool:
-    """Whether `best_of` takes these logits: on a GPU, at most 32 bits a number."""
-    return triton is not None and logits_BCV.is_cuda and logits_BCV.dtype in _ROTATED
+    """Whether `best_of` takes these logits."""
+    return _taken(logits_BCV)
+
+
+def _taken(like: Tensor) -> bool:
+    """On a GPU, with Triton there, at most 32 bits a number."""
+    return triton is not None and like.is_cuda and like.dtype in _TAKEN
 
 
 # -- queries, keys and values -------------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ def rotate_store(
     """Rotated queries q_BHRE; rotated keys, and values, go into the store at `rows_R`.
 
     Args:
-        qkv_BRX: contiguous; of each row queries, keys and values, head after head.
+        qkv_BRX: of each row queries, keys and values, head after head.
         rope: cosines and sines of the rows, [R, E / 2] each.
         rows_R: int64 columns of the store.
         store: keys and values of one layer, [B, G, N, E] each, written in place; the last dimension contiguous.
