@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +55,24 @@ def run_at_once(
     longest = sorted(todo, key=_cost, reverse=True)
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(study, out, jobs, stop))
     try:
-        waiting = {pool.submit(_one, run.id): run for run in longest}
+        with _no_interrupt():
+            waiting = {pool.submit(_one, run.id): run for run in longest}
         return _collect(waiting, finished, listener, cancelled, jobs)
     except BrokenProcessPool:
         raise WorkerError("a process of the study was killed; run it again, with fewer --jobs") from None
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits: a process whose start it breaks off is in no list, and nobody would wait for its end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cost(run: Run) -> int:
