@@ -68,7 +68,7 @@ class DecodeError(NapError):
 
 
 class WorkerError(DecodeError):
-    """A worker died, froze, or left its process group."""
+    """A worker failed, or left its process group. The message names it; `__cause__` is what it raised, where it ran here."""
 
 
 class CancelledError(DecodeError):

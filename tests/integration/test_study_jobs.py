@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from nap_runtime.errors import RecordError, UsageError
+from nap_runtime.executor.base import worker_failure
 from nap_runtime.models.shapes import make_model_dir
 from nap_runtime.models.tokenizer import build_word_tokenizer
 from nap_runtime.study import jobs
@@ -134,7 +135,11 @@ def test_an_interrupt_ends_all_and_is_taken_up(file: Path, many: Path, tmp_path:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pool)
 
 
-def test_no_memory_is_one_run_that_failed(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+
+@pytest.mark.parametrize("error", [_FULL, worker_failure(0, _FULL)], ids=["loading", "decoding"])
+def test_no_memory_is_one_run_that_failed(monkeypatch: pytest.MonkeyPatch, file: Path, error: Exception) -> None:
     """Another process of the study may have the memory: the run is tried again the next time, the others go on."""
     run = plan(read_study(file))[0]
 
@@ -142,7 +147,7 @@ def test_no_memory_is_one_run_that_failed(monkeypatch: pytest.MonkeyPatch, file:
         closed = False
 
         def of(self, run: Any) -> Any:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+            raise error
 
         def close(self) -> None:
             self.closed = True

@@ -7,7 +7,7 @@ and layer, and computes every row that a worker may compute at every step: it sk
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import Tensor
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.noise import Purpose, uniform
 from nap_runtime.decoding.state import Kind
-from nap_runtime.errors import WorkerError
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.metrics.report import staleness
@@ -549,19 +548,6 @@ def test_cancel_stops_all_workers_at_one_step(
     outcomes = executor.run(task, on_report=lambda report: None, cancelled=cancelled)
     assert [outcome.cancelled for outcome in outcomes] == [True, True]
     assert all(max(outcome.forwards) == 7 for outcome in outcomes)
-
-
-def test_a_failing_model_is_one_clear_error(
-    tiny_model: Any, nap_layout: Any, prompt_of: Any, decode_inline: Any
-) -> None:
-    class Broken:
-        config = replace(tiny_model("llada-tiny").config, n_layers=1)
-
-        def forward_rows(self, ids_BR: Tensor, rows_R: Tensor, attend: Any) -> Tensor:
-            raise RuntimeError("out of paper")
-
-    with pytest.raises(WorkerError, match="a simulated worker failed: out of paper"):
-        decode_inline(Broken(), nap_layout((4, 4)), DecodeConfig(paths=2), [prompt_of(0)], 2)
 
 
 @pytest.mark.parametrize("mode", ["exact", "tokens"])

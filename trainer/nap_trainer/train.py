@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _end(ranks, "interrupted; the same command goes on from the last checkpoint, if there is one", 130)
     except (NapError, OSError) as error:
+        if _in_an_evaluation(error):
+            return _end(None, "out of GPU memory: lower evaluate.batch_size", 1)
         wrong = isinstance(error, UsageError | ModelError | DataError)
         return _end(ranks, str(error), 2 if wrong else 1)
     except RuntimeError as error:
@@ -101,6 +103,13 @@ def _is_own(error: RuntimeError) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError)
+
+
+def _in_an_evaluation(error: Exception) -> bool:
+    """Whether memory was full while this rank decoded, which is a worker's failure."""
+    from nap_runtime.executor.base import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _mend(error: RuntimeError) -> str | None:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from nap_runtime.distributed.probe import LinkProbe
+from nap_runtime.errors import NapError, WorkerError
 from nap_runtime.executor.liveness import Straggler
 from nap_runtime.worker import Outcome, Report, Task
 
@@ -85,3 +88,25 @@ class Executor(Protocol):
     def close(self) -> None:
         """Stop the workers."""
         ...
+
+
+def worker_failure(worker: int, error: BaseException) -> NapError:
+    """What a worker's step loop raised, as every executor raises it: one line that names the worker.
+
+    An error of ours is itself; any other is the cause of a `WorkerError`.
+    """
+    if isinstance(error, NapError):
+        return error
+    failure = WorkerError(f"worker {worker}: {type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": "))
+    failure.__cause__ = error
+    return failure
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether a device's memory was full, here or in what `error` was raised from."""
+    if error is None:
+        return False
+    own = isinstance(error, RuntimeError) and "out of memory" in str(
+        error
+    )  # not all of torch's have a class of their own
+    return own or isinstance(error, torch.OutOfMemoryError) or out_of_memory(error.__cause__)

@@ -23,7 +23,7 @@ import torch
 from nap_runtime.distributed.probe import LinkProbe, probe
 from nap_runtime.distributed.torch_group import GroupAddress, TorchCommunicator, join_store, open_store
 from nap_runtime.errors import NapError, WorkerError
-from nap_runtime.executor.base import WorkerPlace
+from nap_runtime.executor.base import WorkerPlace, worker_failure
 from nap_runtime.executor.liveness import Beat
 from nap_runtime.job import CompileMode
 from nap_runtime.models.compiled import CompileOptions
@@ -190,17 +190,16 @@ class WorkerProcess:
 
     def _decode(self, task: Task, batch: int, out: queue.SimpleQueue[Any]) -> None:
         worker = self._worker
-        rank = "" if worker is None else f" {worker.comm.rank}"
+        if worker is None:
+            out.put(WorkerError("a worker was asked to decode before it had joined a group"))
+            out.put(_DONE)
+            return
         try:
-            if worker is None:
-                raise WorkerError("a worker was asked to decode before it had joined a group")
             outcome = worker.run(task, on_report=out.put, cancelled=lambda: self._stopped >= batch)
             self._busy = False
             out.put(outcome)
-        except NapError as error:
-            out.put(error)
         except Exception as error:
-            out.put(WorkerError(f"worker{rank}: {type(error).__name__}: {error}"))
+            out.put(worker_failure(worker.comm.rank, error))
         finally:
             out.put(_DONE)
 

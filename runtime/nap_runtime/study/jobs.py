@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nap_runtime.errors import CancelledError, NapError, UsageError, WorkerError
+from nap_runtime.executor.base import out_of_memory
 from nap_runtime.study.budget import slots_of
 from nap_runtime.study.rows import RowFile
 from nap_runtime.study.run import Listener, Run, Workers, make, plan
@@ -143,11 +144,10 @@ def _one(run_id: str) -> Done:
         coordinator = _Here.workers.of(run)
         row = make(run, coordinator, _Here.out, listener=Listener(), cancelled=_Here.stop.is_set)
         return row, "", False
-    except NapError as error:
-        _Here.workers.close()
-        return None, str(error), isinstance(error, UsageError)
-    except RuntimeError as error:  # torch's: also OutOfMemoryError, which other processes of the study may cause
-        if "out of memory" not in str(error):
+    except (NapError, RuntimeError) as error:
+        full = out_of_memory(error)  # which other processes of the study may cause
+        if not full and not isinstance(error, NapError):
             raise
         _Here.workers.close()
-        return None, "out of GPU memory: lower --jobs or batch_size", False
+        text = "out of GPU memory: lower --jobs or batch_size" if full else str(error)
+        return None, text, isinstance(error, UsageError)

@@ -14,7 +14,8 @@ from statistics import median
 
 import torch
 
-from nap_runtime.errors import ModelError, NapError, UsageError
+from nap_runtime.errors import ModelError, NapError, UsageError, WorkerError
+from nap_runtime.executor.base import out_of_memory
 from nap_runtime.job import DEVICES, DTYPES, one_of
 from nap_runtime.models.loading import load_model
 from nap_runtime.models.tokenizer import Tokenizer, load_tokenizer
@@ -222,7 +223,9 @@ class _Runner:
         began = time.monotonic()
         try:
             decoded = decoder.run(prompts, unit.arm, study.geometry, driver.tags, unit.setting)
-        except torch.OutOfMemoryError as error:
+        except (WorkerError, torch.OutOfMemoryError) as error:
+            if not out_of_memory(error):
+                raise
             raise UsageError(f"batch: {decoder.batch} canvases do not fit on the device; use fewer") from error
         seconds = time.monotonic() - began
         decoded.first(study.order).save(driver.store.decode(unit))
