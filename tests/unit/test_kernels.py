@@ -114,17 +114,22 @@ def test_the_operations_are_what_they_say_they_are(heads: int, kv_heads: int) ->
 
 
 @needs_triton
+@pytest.mark.parametrize("row_by_row", [False, True])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "width", "batch", "rows", "slots"),
     [(4, 4, 16, 2, 9, 30), (6, 2, 8, 2, 5, 11), (28, 4, 128, 1, 3, 7), (32, 32, 128, 1, 4, 9)],
 )
-def test_rotating_and_storing(heads: int, kv_heads: int, width: int, batch: int, rows: int, slots: int) -> None:
+def test_rotating_and_storing(
+    heads: int, kv_heads: int, width: int, batch: int, rows: int, slots: int, row_by_row: bool
+) -> None:
     draw = torch.Generator().manual_seed(heads)
     qkv = torch.randn((batch, rows, (heads + 2 * kv_heads) * width), generator=draw)
     angles = 6 * torch.rand((rows, width // 2), generator=draw)
     rope, at = (angles.cos(), angles.sin()), torch.randperm(slots, generator=draw)[:rows]
     store = torch.zeros((3, 2, batch, kv_heads, slots, width))  # layers, keys and values
     own = store.clone().to(DEVICE)
+    if row_by_row:  # as what `exact` sends lies in memory
+        own = own.permute(4, 0, 1, 2, 3, 5).contiguous().permute(1, 2, 3, 4, 0, 5)
     q, k, v = qkv.unflatten(-1, (-1, width)).transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
     store[1, 0].index_copy_(2, at, rotate(k, *rope))
     store[1, 1].index_copy_(2, at, v)

@@ -1,53 +1,26 @@
-"""The exchanges, each with static buffers and one flat collective.
+"""The exchanges between steps, each with static buffers and one flat collective; `layerwise` has those inside a step.
 
-`KVExchange` (`kv`), `LayerKeys` (`exact`), `Partials` (`shared`), `TokenExchange` (`tokens`, `gather`) and
-`CandidateExchange` (scope `canvas`, summaries that several workers score). Uneven shares are padded to the largest.
+`KVExchange` (`kv`), `TokenExchange` (`tokens`, `gather`) and `CandidateExchange` (scope `canvas`, summaries that
+several workers score). Uneven shares are padded to the largest.
 
-Shapes: W workers, B batch, G key heads, H query heads, R rows of one worker (padded), N canvas, E head_dim, L layers,
-S slots of one worker (padded).
+Shapes: W workers, B batch, G key heads, R rows of one worker (padded), E head_dim, L layers, S slots of one worker
+(padded).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nap_runtime.decoding.state import CanvasState
+from nap_runtime.distributed.shares import RowShares
 from nap_runtime.distributed.wire import Beside, Wire
-from nap_runtime.models.attention import attend_part, merge_partials, partial_attention
-from nap_runtime.models.sdpa import grouped_sdpa
 from nap_runtime.models.transformer import KVStore
 
 TOKEN_BYTES = 8  # u32 id, u16 position, f16 confidence
-
-
-def _indices(rows: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
-    return [torch.tensor(list(r), dtype=torch.int64, device=device) for r in rows]
-
-
-class _RowShares:
-    """Who computes which rows, as index tensors; `widest` is what buffers are padded to."""
-
-    def __init__(self, wire: Wire, rows_by_worker: Sequence[Sequence[int]], device: torch.device) -> None:
-        self.wire, self.rank = wire, wire.comm.rank
-        self.rows = _indices(rows_by_worker, device)
-        self.widest = max(len(r) for r in rows_by_worker)
-
-    @property
-    def mine(self) -> Tensor:
-        """This worker's rows."""
-        return self.rows[self.rank]
-
-    def payload_of(self, buffer: Tensor) -> int:
-        """Bytes of a padded buffer that hold this worker's rows."""
-        return buffer.nbytes * len(self.mine) // self.widest
-
-    def peers(self) -> list[tuple[int, Tensor]]:
-        """Every other worker with its rows."""
-        return [(rank, rows) for rank, rows in enumerate(self.rows) if rank != self.rank]
 
 
 class KVExchange:
@@ -55,7 +28,7 @@ class KVExchange:
 
     def __init__(self, wire: Wire, rows_by_worker: Sequence[Sequence[int]], store: KVStore) -> None:
         k = store.k_LBGNE
-        self._shares = _RowShares(wire, rows_by_worker, k.device)
+        self._shares = RowShares(wire, rows_by_worker, k.device)
         self._store = store
         shape = (2, *k.shape[:3], self._shares.widest, k.shape[-1])
         self._send = k.new_zeros(shape)
@@ -90,130 +63,6 @@ class KVExchange:
         for rank, rows in self._shares.peers():
             for half, target in zip(self._recv[rank], (self._store.k_LBGNE, self._store.v_LBGNE), strict=True):
                 target.index_copy_(3, rows, half[..., : len(rows), :])
-
-
-class LayerKeys:
-    """`exact`: inside a step, at every layer, K/V of the rows each worker computed. An `Attend`.
-
-    Args:
-        mask_RN: what this worker's rows see (None: everything).
-    """
-
-    def __init__(
-        self, wire: Wire, rows_by_worker: Sequence[Sequence[int]], store: KVStore, mask_RN: Tensor | None
-    ) -> None:
-        k = store.k_LBGNE
-        self._shares = _RowShares(wire, rows_by_worker, k.device)
-        self._store, self._mask_RN = store, mask_RN
-        shape = (2, *k.shape[1:3], self._shares.widest, k.shape[-1])
-        self._send = k.new_zeros(shape)
-        self._recv = k.new_zeros((wire.comm.world, *shape))
-        self._payload = self._shares.payload_of(self._send)
-
-    def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
-        """Exchange this layer's keys and values, then attend over the whole canvas."""
-        with self._shares.wire.exchanging():
-            self._pack(k_BGRE, v_BGRE)
-            self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
-            for (k_peer, v_peer), rows in zip(self._recv, self._shares.rows, strict=True):
-                self._store.put(layer, rows, k_peer[..., : len(rows), :], v_peer[..., : len(rows), :])
-        return grouped_sdpa(q_BHRE, *self._store.read(layer, q_BHRE.dtype), self._mask_RN)
-
-    def _pack(self, k_BGRE: Tensor, v_BGRE: Tensor) -> None:
-        rows = k_BGRE.shape[2]
-        self._send[0, ..., :rows, :] = self._store.pack(k_BGRE)
-        self._send[1, ..., :rows, :] = self._store.pack(v_BGRE)
-
-
-class LayerKeysBeside(LayerKeys):
-    """`exact` with overlap: while a layer's keys and values travel, the rows attend to those computed here.
-
-    Attention over the peers' keys follows, and the parts are merged by their log-sum-exp: the same sums in another
-    order. An `Attend`.
-    """
-
-    def __init__(
-        self, wire: Wire, rows_by_worker: Sequence[Sequence[int]], store: KVStore, mask_RN: Tensor | None
-    ) -> None:
-        super().__init__(wire, rows_by_worker, store, mask_RN)
-        self._masks = [None if mask_RN is None else mask_RN.index_select(-1, rows) for rows in self._shares.rows]
-
-    def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
-        """Send, attend to the own rows' keys, wait, attend to the peers', merge."""
-        shares, wire = self._shares, self._shares.wire
-        with wire.exchanging():
-            self._pack(k_BGRE, v_BGRE)
-            gather = wire.start_all_gather(self._recv, self._send, payload_bytes=self._payload)
-        parts = [self._attend(layer, q_BHRE, shares.rank, shares.mine, self._send)]
-        with wire.exchanging():
-            wire.arrive(gather)
-        parts += [self._attend(layer, q_BHRE, rank, rows, self._recv[rank]) for rank, rows in shares.peers()]
-        return merge_partials(torch.stack([o for o, _ in parts]), torch.stack([lse for _, lse in parts]))
-
-    def _attend(self, layer: int, q_BHRE: Tensor, rank: int, rows_M: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-        """Put one worker's keys and values into the store, and attend to them."""
-        k_BGMX, v_BGMX = (half[..., : len(rows_M), :] for half in held)
-        self._store.put(layer, rows_M, k_BGMX, v_BGMX)
-        keys, values = (self._store.unpack(x, q_BHRE.dtype) for x in (k_BGMX, v_BGMX))
-        return attend_part(q_BHRE, keys, values, self._masks[rank])
-
-
-class Partials:
-    """`shared` (hub): own rows attend locally; the shared rows' attention is merged from every worker's part.
-
-    A worker's part covers the keys of its own paths; worker 0's also the shared keys, so that each key counts once.
-    Path keys and values never travel. An `Attend`.
-
-    Args:
-        rows: rows of this step, ascending; `own` and `shared` split them.
-        own_keys: rows of this worker's paths, whether computed in this step or not.
-        shared_keys: all shared rows.
-        mask_RN: what the own rows of this step see.
-        real: of given keys [M] those that are no padding (None: all), as `partial_attention` takes a mask.
-    """
-
-    def __init__(
-        self,
-        wire: Wire,
-        store: KVStore,
-        *,
-        rows: Sequence[int],
-        own: Sequence[int],
-        own_keys: Sequence[int],
-        shared_keys: Sequence[int],
-        mask_RN: Tensor | None,
-        real: Callable[[Tensor], Tensor | None] = lambda _: None,
-    ) -> None:
-        mine = set(own)
-        counted = [*own_keys, *(shared_keys if wire.comm.rank == 0 else ())]
-        own_at = [index for index, row in enumerate(rows) if row in mine]
-        shared_at = [index for index, row in enumerate(rows) if row not in mine]
-        self._wire, self._store, self._mask_RN = wire, store, mask_RN
-        self._rows_R, self._keys_M, self._own_R, self._shared_R = _indices(
-            [rows, counted, own_at, shared_at], store.k_LBGNE.device
-        )
-        self._real = real(self._keys_M)
-
-    def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
-        """Store, attend locally for own rows, merge partial attention for shared rows."""
-        self._store.write(layer, self._rows_R, k_BGRE, v_BGRE)
-        keys, values = self._store.read(layer, q_BHRE.dtype)
-        out_BHRE = torch.empty_like(q_BHRE)
-        if len(self._own_R):
-            own = grouped_sdpa(q_BHRE.index_select(2, self._own_R), keys, values, self._mask_RN)
-            out_BHRE.index_copy_(2, self._own_R, own)
-        q_shared = q_BHRE.index_select(2, self._shared_R)
-        counted = keys.index_select(2, self._keys_M), values.index_select(2, self._keys_M)
-        o, lse = partial_attention(q_shared, *counted, self._real)
-        return out_BHRE.index_copy_(2, self._shared_R, self._merge(o, lse))
-
-    def _merge(self, o_BHRE: Tensor, lse_BHR: Tensor) -> Tensor:
-        """One collective: output and log-sum-exp side by side, in the precision of the log-sum-exp."""
-        with self._wire.exchanging():
-            mine = torch.cat((o_BHRE.to(lse_BHR.dtype), lse_BHR.unsqueeze(-1)), dim=-1)
-            everyone = mine.new_empty((self._wire.comm.world, *mine.shape))
-            self._wire.all_gather(everyone, mine, payload_bytes=mine.nbytes)
-        return merge_partials(everyone[..., :-1], everyone[..., -1]).to(o_BHRE.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +107,7 @@ class TokenExchange:
         mask_id: int,
         told: Told,
     ) -> None:
-        self._shares = _RowShares(wire, slots_by_worker, state.ids.device)
+        self._shares = RowShares(wire, slots_by_worker, state.ids.device)
         self._state, self._mask_id, self._told = state, mask_id, told
         shape = (2, state.ids.shape[0], self._shares.widest)
         self._send = state.ids.new_full(shape, -1, dtype=torch.int32)
@@ -316,7 +165,7 @@ class CandidateExchange:
         device: torch.device,
     ) -> None:
         place = {slot: index for index, slot in enumerate(slots)}
-        self._shares = _RowShares(wire, [[place[s] for s in mine] for mine in slots_by_worker], device)
+        self._shares = RowShares(wire, [[place[s] for s in mine] for mine in slots_by_worker], device)
         self._n = len(slots)
         shape = (values, batch, self._shares.widest)
         self._send = torch.zeros(shape, dtype=torch.float64, device=device)

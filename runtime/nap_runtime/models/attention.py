@@ -6,6 +6,7 @@ E head_dim, W parts (workers).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,29 @@ from nap_runtime.models.sdpa import fold_heads, fold_mask, grouped_sdpa
 from nap_runtime.models.transformer import KVStore, accumulate_dtype
 
 
+class PlacedAttention(ABC):
+    """An ``Attend`` that puts the rows' keys and values somewhere first, and says where: a kernel may do it instead."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def place(self, layer: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Where they go: int64 columns [R] of a layer's keys and values, [B, G, M, E] each, the last contiguous."""
+
+    @abstractmethod
+    def placed(self, layer: int, q_BHRE: Tensor) -> Tensor:
+        """Attend, now that they are there; returns o_BHRE."""
+
+    def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
+        """Put keys and values there, then attend; returns o_BHRE."""
+        columns_R, (k_BGME, v_BGME) = self.place(layer)
+        k_BGME.index_copy_(2, columns_R, k_BGRE)
+        v_BGME.index_copy_(2, columns_R, v_BGRE)
+        return self.placed(layer, q_BHRE)
+
+
 @dataclass(frozen=True, slots=True, eq=False)  # hashed by identity: torch.compile hashes it half-built
-class StoreAttention:
+class StoreAttention(PlacedAttention):
     """An ``Attend``: writes the rows' K/V into the store, then attends over the whole store.
 
     ``rows_R``: int64 canvas positions of the computed rows. ``mask_RN``: boolean, True where a row
@@ -27,9 +49,12 @@ class StoreAttention:
     rows_R: Tensor
     mask_RN: Tensor | None = None
 
-    def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
-        """Store, then attend; returns o_BHRE."""
-        self.store.write(layer, self.rows_R, k_BGRE, v_BGRE)
+    def place(self, layer: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """See `PlacedAttention`: the rows' own positions in the store."""
+        return self.rows_R, (self.store.k_LBGNE[layer], self.store.v_LBGNE[layer])
+
+    def placed(self, layer: int, q_BHRE: Tensor) -> Tensor:
+        """See `PlacedAttention`: over the whole store."""
         return grouped_sdpa(q_BHRE, self.store.k_LBGNE[layer], self.store.v_LBGNE[layer], self.mask_RN)
 
 

@@ -25,7 +25,7 @@ from nap_runtime.job import COMPILE_MODES as COMPILE_MODES
 from nap_runtime.job import CompileMode as CompileMode
 from nap_runtime.job import check_compile
 from nap_runtime.models import kernels, products
-from nap_runtime.models.attention import StoreAttention
+from nap_runtime.models.attention import PlacedAttention
 from nap_runtime.models.compilations import COMPILATIONS
 from nap_runtime.models.quantised import Packed, PackedAttention, dequantise, join, parted, quantise_rows
 from nap_runtime.models.sdpa import grouped_sdpa
@@ -235,10 +235,9 @@ class CompiledDenoiser:
         return h_BRD  # type: ignore[no-any-return]
 
     def _attention(self, layer: Layer, h_BRD: Tensor, rope: Rope, attend: Attend) -> Tensor:
-        if isinstance(attend, StoreAttention):
-            keys, values = attend.store.k_LBGNE[layer.index], attend.store.v_LBGNE[layer.index]
-            q_BHRE = self._store(layer.attn, h_BRD, rope, attend.rows_R, (keys, values))
-            return grouped_sdpa(q_BHRE, keys, values, attend.mask_RN)
+        if isinstance(attend, PlacedAttention):
+            q_BHRE = self._store(layer.attn, h_BRD, rope, *attend.place(layer.index))
+            return attend.placed(layer.index, q_BHRE)
         if isinstance(attend, PackedAttention):
             q_BHRE, keys, values = self._enter_packed(layer.attn, h_BRD, *rope)
             attend.store.put(layer.index, attend.rows_R, join(*keys), join(*values))

@@ -16,15 +16,8 @@ from torch import Tensor
 from nap_runtime.decoding.machine import Layerwise, Plan, Rows, Step, rows_of
 from nap_runtime.decoding.state import CanvasState, Region
 from nap_runtime.distributed.consensus import ConsensusExchange
-from nap_runtime.distributed.exchange import (
-    CandidateExchange,
-    KVExchange,
-    LayerKeys,
-    LayerKeysBeside,
-    Partials,
-    TokenExchange,
-    Told,
-)
+from nap_runtime.distributed.exchange import CandidateExchange, KVExchange, TokenExchange, Told
+from nap_runtime.distributed.layerwise import Partials, layer_keys
 from nap_runtime.distributed.wire import Wire
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.config import ModelConfig
@@ -317,8 +310,9 @@ class Resources:
             return StoreAttention(self._store, self._tensor(mine), self._mask(mine))
         if layerwise is Layerwise.KEYS:
             by_worker = [self._rows(rows, worker) for worker in self._workers]
-            kind = LayerKeysBeside if self._plan.config.sync.overlap else LayerKeys
-            return kind(self._wire, by_worker, self._store, self._mask(mine))
+            sync = self._plan.config.sync
+            how = {"overlap": sync.overlap, "kept": sync.mode != "exact"}  # a warm-up's keys are what `kv` goes on with
+            return layer_keys(self._wire, by_worker, self._store, self._mask(mine), **how)
         own_keys = self._assignment.own_rows(self._layout, self._rank)
         own = [row for row in mine if row in set(own_keys)]
         return Partials(
