@@ -68,7 +68,7 @@ class DecodeError(NapError):
 
 
 class WorkerError(DecodeError):
-    """A worker failed, or left its process group. The message names it; `__cause__` is what it raised, where it ran here."""
+    """A worker failed, or left its process group. `__cause__` is what it raised, where it ran in this process."""
 
 
 class CancelledError(DecodeError):

@@ -10,6 +10,8 @@ import yaml
 
 from nap_runtime.errors import UsageError
 from nap_runtime.study.measures import METRICS, bootstrap, mean_of
+from nap_runtime.study.plots import varying
+from nap_runtime.study.run import plan, settings_columns
 from nap_runtime.study.spec import Study, read_study
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "studies"
@@ -80,6 +82,10 @@ def test_variables() -> None:
         ("sweeps: [{name: a, cases: [{paths: three}]}]", "sweep a: paths"),
         ("sweeps: [{name: a, cases: 3}]", "sweep a: cases: not a list"),
         ("sweeps: [3]", "sweep 1: not a mapping"),
+        (
+            "sweeps: [{name: a, grid: {seed: [0, 1]}, cases: [{seed: 0}, {seed: 2}]}]",
+            "sweep a: grid: seed: no run has 1, because every case sets seed itself",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(text: str, message: str) -> None:
@@ -120,3 +126,57 @@ def test_means_and_intervals() -> None:
     assert 0.55 < high < 0.62
     assert bootstrap([]) == (None, None)
     assert bootstrap([0.5, None, 0.5]) == (0.5, 0.5)
+
+
+PLANNED = """
+problems: {set: words, n: 2}
+base: {workers: 3, simulate: true, batch_size: 2, tokens_per_step: 8}
+sweeps: [SWEEP]
+"""
+
+
+@pytest.mark.parametrize(
+    ("sweep", "buckets"),
+    [
+        ("{name: a, x: bucket, grid: {bucket: [1, 32, 64]}}", [1, 32, 64]),
+        ("{name: a, grid: {bucket: [16, null]}}", [16, 32]),
+        ("{name: a, cases: [{bucket: 8}, {bucket: 8, seed: 1}, {}]}", [8, 8, 32]),
+    ],
+)
+def test_a_sweep_over_bucket_has_a_run_a_value(sweep: str, buckets: list[int]) -> None:
+    runs = plan(study(PLANNED.replace("SWEEP", sweep)))
+    assert [run.bucket for run in runs] == buckets
+    assert [settings_columns(run)["bucket"] for run in runs] == buckets
+    assert len({run.id for run in runs}) == len(buckets)
+    assert "bucket" in varying([settings_columns(run) for run in runs])
+
+
+def test_the_default_bucket_is_no_other_run() -> None:
+    """Folders of before it was told apart go on."""
+    (run,) = plan(study(PLANNED.replace("SWEEP", "{name: a}")))
+    (given,) = plan(study(PLANNED.replace("SWEEP", "{name: b, cases: [{bucket: 32}]}")))
+    (alone,) = plan(study(PLANNED.replace("SWEEP", "{name: b, cases: [{bucket: 8, batch_size: 1}]}")))
+    assert run.id == given.id
+    assert alone.bucket is None
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("{name: a, grid: {bucket: [16, 64], batch_size: [1]}}", "bucket: 16 and 64 give the same runs; leave one out"),
+        ("{name: a, grid: {bucket: [null, 32]}}", "bucket: null and 32 give the same runs"),
+        ("{name: a, cases: [{label: x}, {label: y}]}", "label: 'x' and 'y' give the same runs"),
+        ("{name: a, grid: {simulate: [true, false], workers: [1]}}", "simulate: True and False give the same runs"),
+        ("{name: a, grid: {tokens_per_step: [4, 500, 900]}}", "tokens_per_step: 500 and 900 give the same runs"),
+    ],
+)
+def test_values_that_give_no_run_of_their_own_are_refused(sweep: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"^sweep a: {message}") as caught:
+        plan(study(PLANNED.replace("SWEEP", sweep)))
+    assert "\n" not in str(caught.value)
+
+
+def test_values_that_matter_somewhere_are_not_refused() -> None:
+    """`simulate` does nothing for one worker, `bucket` nothing for one canvas: both matter in the other runs."""
+    sweep = "{name: a, grid: {bucket: [16, 64], batch_size: [1, 2], workers: [1, 3], simulate: [true, false]}}"
+    assert len(plan(study(PLANNED.replace("SWEEP", sweep)))) == 9  # 3 of batches × 3 of one worker, simulated, real

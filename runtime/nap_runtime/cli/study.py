@@ -101,7 +101,7 @@ def _label(run: Run) -> str:
 
 def _progress(out: Path) -> Any:
     """A listener that says on stderr which run is at work, and on a terminal how long the rest may take."""
-    from nap_runtime.study.run import Listener
+    from nap_runtime.study.listener import Listener
 
     class Progress(Listener):
         def __init__(self) -> None:

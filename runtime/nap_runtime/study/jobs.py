@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from nap_runtime.errors import CancelledError, NapError, UsageError, WorkerError
 from nap_runtime.executor.base import out_of_memory
 from nap_runtime.study.budget import slots_of
+from nap_runtime.study.listener import Listener
 from nap_runtime.study.rows import RowFile
-from nap_runtime.study.run import Listener, Run, Workers, make, plan
+from nap_runtime.study.run import Run, Workers, make, plan
 from nap_runtime.study.spec import Study
 
 if TYPE_CHECKING:

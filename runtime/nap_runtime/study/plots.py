@@ -24,7 +24,7 @@ KEYS = (
     *("sync_warmup", "sync_topology", "sync_overlap", "sync_summary", "paths", "path_tokens", "summary_tokens"),
     *("gen_length", "workers", "execution", "steps", "tokens_per_step", "temperature", "eos_weight", "threshold"),
     *("factor", "cfg", "cache", "cache_every", "block_length", "headers", "rule_args", "dtype", "weights", "kv"),
-    *("device", "batch_size", "seed", "problems_seed", "problems_ask"),
+    *("device", "batch_size", "bucket", "seed", "problems_seed", "problems_ask"),
 )
 _MOST_ORDERS = 6
 _LOG = ("sync_every", "wire_bytes", "payload_bytes", "bytes_per_token")

@@ -21,15 +21,17 @@ from nap_runtime.api import check_device, check_dtype, make_executor, runs_elsew
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.placement import Assignment
 from nap_runtime.errors import CancelledError, NapError, UsageError
-from nap_runtime.executor.coordinator import Coordinator
+from nap_runtime.executor.coordinator import BUCKET, Coordinator
 from nap_runtime.job import DecodeConfig, DecodeResult, at_least
 from nap_runtime.models.files import atomic_path, write_text_atomic
 from nap_runtime.models.loading import ModelCard, read_card
 from nap_runtime.models.prompting import DecodeDefaults, build_layout, prompt_ids, resolve
 from nap_runtime.storage import Storage
 from nap_runtime.study.budget import slots_of, with_tokens_per_step
+from nap_runtime.study.distinct import check_runs
 from nap_runtime.study.environment import environment
 from nap_runtime.study.evaluation import decode_rows, summarise
+from nap_runtime.study.listener import Listener
 from nap_runtime.study.measures import run_columns
 from nap_runtime.study.problems import Problem, read_problems
 from nap_runtime.study.rows import RowFile, digest_of
@@ -61,6 +63,11 @@ class Run:
         if self.workers == 1:
             return "inline"
         return "simulated" if self.spec.place("simulate", False) else "ray"
+
+    @property
+    def bucket(self) -> int | None:
+        """Which prompts share a batch; None where none do."""
+        return int(self.spec.place("bucket", BUCKET)) if self.spec.place("batch_size", 1) > 1 else None
 
     @property
     def storage(self) -> Storage:
@@ -115,14 +122,17 @@ def plan(study: Study) -> list[Run]:
     reader = Reader()
     runs: dict[str, Run] = {}
     for sweep in study.sweeps:
+        made = []
         for spec in sweep.runs:
             try:
                 run = _checked(reader, spec, sweep.name)
             except NapError as error:
                 raise UsageError(f"sweep {sweep.name}: {error}") from error
+            made.append((spec.values, run.id))
             known = runs.get(run.id)
             names = (*known.sweeps, sweep.name) if known else (sweep.name,)
             runs[run.id] = replace(known or run, sweeps=tuple(dict.fromkeys(names)))
+        check_runs(f"sweep {sweep.name}", made)
     order = list(dict.fromkeys(run.group for run in runs.values()))
     return sorted(runs.values(), key=lambda run: order.index(run.group))
 
@@ -157,29 +167,15 @@ def _checked(reader: Reader, spec: RunSpec, sweep: str) -> Run:
 def _id(run: Run) -> str:
     """A digest of all that decides the run's rows, and of where its times come from."""
     asked = [[problem.question, problem.gold] for problem in run.problems]
-    batch = run.spec.place("batch_size", 1)
+    batch = {"batch": run.spec.place("batch_size", 1)} | (
+        {} if run.bucket in (None, BUCKET) else {"bucket": run.bucket}
+    )
     *where, _ = run.group[1:]  # the storage is in the fingerprint
-    values = {"model": run.card.fingerprint, "config": run.config.to_mapping(), "where": where, "batch": batch}
+    values = {"model": run.card.fingerprint, "config": run.config.to_mapping(), "where": where, **batch}
     return digest_of({**values, "problems": digest_of(asked)})
 
 
 # -- running ---------------------------------------------------------------------------------------
-
-
-class Listener:
-    """What a run is watched by; every method may be overridden."""
-
-    def on_plan(self, runs: Sequence[Run], done: int) -> None:
-        """What there is, and how many runs are finished already."""
-
-    def on_run(self, run: Run, number: int, total: int) -> None:
-        """A run begins."""
-
-    def on_problem(self, run: Run, row: Mapping[str, Any], left: int) -> None:
-        """A problem is done; so many of all runs are left."""
-
-    def on_failure(self, run: Run, error: NapError) -> None:
-        """A run failed; the others go on."""
 
 
 def run_study(
@@ -266,7 +262,7 @@ def make(
             run.config,
             rows,
             batch_size=int(place("batch_size", 1)),
-            bucket=place("bucket"),
+            bucket=run.bucket,
             extra=lambda results: _keep_first(results, trace),
             cancelled=cancelled,
         )
@@ -320,6 +316,7 @@ def settings_columns(run: Run) -> dict[str, Any]:
         "weights": run.storage.weights,
         "kv": run.storage.kv,
         "batch_size": place("batch_size", 1),
+        "bucket": run.bucket,
         "tokens_per_step": slots_of(run.config) / steps,
         **config,
         "steps": steps,

@@ -13,10 +13,10 @@
         grid: {sync.every: [1, 4, 16], seed: [0, 1]}
         cases: [{}, {sync.mode: none, sync.every: null}]
 
-A sweep's runs are `base`, over it each combination of the grid, over it each case; equal ones are one run. Keys are
-those of `DecodeConfig`, those of its sync as `sync.KEY`, of the problems as `problems.KEY`, and model, workers,
-simulate, device, dtype, weights, kv, batch_size, bucket, address, tokens_per_step, label. null takes a key of `base`
-away.
+A sweep's runs are `base`, over it each combination of the grid, over it each case; equal ones are one run. A key of
+which two values give the same runs, such as `bucket` without batches, is refused. Keys are those of `DecodeConfig`,
+those of its sync as `sync.KEY`, of the problems as `problems.KEY`, and model, workers, simulate, device, dtype,
+weights, kv, batch_size, bucket, address, tokens_per_step, label. null takes a key of `base` away.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DecodeConfig, SyncPolicy
+from nap_runtime.study.distinct import check_grid
 from nap_runtime.study.measures import METRICS
 from nap_runtime.yaml_files import read_yaml
 
@@ -244,6 +245,7 @@ def _runs(where: str, found: Mapping[str, Any], base: Mapping[str, Any]) -> tupl
         for case in cases
         for chosen in product(*grid.values())
     ]
+    check_grid(where, grid, (run.values for run in runs))
     unique = {repr(sorted(run.values.items(), key=lambda item: item[0])): run for run in runs}
     return tuple(unique.values())
 
