@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from nap_runtime.distributed.comm import Solo
+from nap_runtime.distributed.layerwise import layer_keys
+from nap_runtime.distributed.wire import Clock, Wire
 from nap_runtime.executor.inline import InlineExecutor
 from nap_runtime.job import DecodeConfig, SyncPolicy
 from nap_runtime.metrics.agreement import compare
@@ -115,6 +118,24 @@ def test_one_region_serves_all_layers_and_rows(tiny_model: Any, shape: str, mode
                 torch.testing.assert_close(one, other)
                 torch.testing.assert_close(stores[0].k_LBGNE, stores[1].k_LBGNE)
                 torch.testing.assert_close(stores[0].v_LBGNE, stores[1].v_LBGNE)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kept", [False, True], ids=["read where they arrive", "read from the store"])
+def test_exchanges_inside_a_layer(tiny_model: Any, kept: bool) -> None:
+    """Compiled regions around an exchange, for two numbers of rows: the second is compiled for any."""
+    model = tiny_model("dream-tiny", 1)
+    ours = CompiledDenoiser(model, CompileOptions(mode="default"))
+    with torch.inference_mode():
+        for n in (9, 13):
+            ids_BR, rows_R = torch.arange(2 * n).reshape(2, n) % 90, torch.arange(n)
+            got = []
+            for denoiser in (model, ours):
+                store = store_of(model.config, batch=2, positions=n, dtype=torch.float64, device="cpu")
+                wire = Wire(Solo(), Clock(rows_R.device))
+                attend = layer_keys(wire, [range(n)], store, None, overlap=False, kept=kept)
+                got.append(denoiser.forward_rows(ids_BR, rows_R, attend))
+            torch.testing.assert_close(*got)
 
 
 def test_products_added_in_place(

@@ -25,7 +25,7 @@ from nap_runtime.job import COMPILE_MODES as COMPILE_MODES
 from nap_runtime.job import CompileMode as CompileMode
 from nap_runtime.job import check_compile
 from nap_runtime.models import kernels, products
-from nap_runtime.models.attention import PlacedAttention
+from nap_runtime.models.attention import PlacedAttention, StoreAttention
 from nap_runtime.models.compilations import COMPILATIONS
 from nap_runtime.models.quantised import Packed, PackedAttention, dequantise, join, parted, quantise_rows
 from nap_runtime.models.sdpa import grouped_sdpa
@@ -235,8 +235,12 @@ class CompiledDenoiser:
         return h_BRD  # type: ignore[no-any-return]
 
     def _attention(self, layer: Layer, h_BRD: Tensor, rope: Rope, attend: Attend) -> Tensor:
-        if isinstance(attend, PlacedAttention):
-            q_BHRE = self._store(layer.attn, h_BRD, rope, *attend.place(layer.index))
+        if isinstance(attend, PlacedAttention) and self._rotates(layer.attn, h_BRD, rope):
+            q_BHRE = self._rotate_store(layer.attn, h_BRD, rope, *attend.place(layer.index))
+            return attend.placed(layer.index, q_BHRE)
+        if isinstance(attend, StoreAttention):
+            rows_R, store = attend.place(layer.index)
+            q_BHRE = self._enter_store(layer.attn, h_BRD, *rope, rows_R, *store)
             return attend.placed(layer.index, q_BHRE)
         if isinstance(attend, PackedAttention):
             q_BHRE, keys, values = self._enter_packed(layer.attn, h_BRD, *rope)
@@ -246,15 +250,17 @@ class CompiledDenoiser:
             return grouped_sdpa(q_BHRE, keys, values, attend.mask_RN)
         return attend(layer.index, *self._enter(layer.attn, h_BRD, *rope))
 
-    def _store(
-        self, attn: Attention, h_BRD: Tensor, rope: Rope, rows_R: Tensor, store: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Queries of the rows; their keys and values go into the store."""
+    def _rotates(self, attn: Attention, h_BRD: Tensor, rope: Rope) -> bool:
+        """Whether one kernel rotates, and puts keys and values where they go."""
         plain = isinstance(attn.qkv, Projection) and rope[0].dim() == 2
-        if not (self.options.kernels and plain and kernels.rotates(h_BRD, attn.head_dim)):
-            return self._enter_store(attn, h_BRD, *rope, rows_R, *store)  # type: ignore[no-any-return]
+        return self.options.kernels and plain and kernels.rotates(h_BRD, attn.head_dim)
+
+    def _rotate_store(
+        self, attn: Attention, h_BRD: Tensor, rope: Rope, columns_R: Tensor, held: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Queries of the rows; their keys and values are put there."""
         qkv_BRX = self._product.of(attn.qkv, h_BRD)
-        return kernels.rotate_store(qkv_BRX, rope, rows_R, store, heads=attn.heads[0], kv_heads=attn.heads[1])
+        return kernels.rotate_store(qkv_BRX, rope, columns_R, held, heads=attn.heads[0], kv_heads=attn.heads[1])
 
     def logits(self, hidden_BRD: Tensor) -> Tensor:
         """Vocabulary scores, logits_BRV, in the model's dtype."""
