@@ -93,6 +93,16 @@ def test_a_second_run_takes_up_the_first(nap: Nap, model: Path, gsm8k: Path, tmp
     one_line(nap(*argv), 1, "stands there twice")
 
 
+def test_rows_of_edited_problems_are_not_taken_up(nap: Nap, model: Path, gsm8k: Path, tmp_path: Path) -> None:
+    out, edited = tmp_path / "rows.jsonl", tmp_path / "edited.jsonl"
+    argv = ["eval", "gsm8k", "--model", model, "--tokens-per-step", 24, "--n", 2, "--out", out, "--data"]
+    assert nap(*argv, gsm8k).code == 0
+    for old, new, what in (("#### 2", "#### 3", "right answer"), ("costs 1", "costs 7", "question")):
+        edited.write_text(gsm8k.read_text().replace(old, new, 1))
+        one_line(nap(*argv, edited), 1, f"row 1 of the output is of another {what}; give another file")
+    assert nap(*argv, gsm8k).code == 0
+
+
 def test_a_killed_run_loses_and_repeats_nothing(nap: Nap, model: Path, gsm8k: Path, tmp_path: Path) -> None:
     argv = [
         "eval",

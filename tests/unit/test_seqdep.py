@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,7 @@ from nap_runtime.metrics.seqdep import (
     orders,
     split,
 )
+from nap_runtime.study import contents
 from nap_runtime.study.dependence import Text, read_rows, score_rows, summarise, texts_of
 from nap_runtime.study.rows import RowFile
 
@@ -306,7 +310,9 @@ def test_hub_presets(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from nap_runtime.cli import seqdep as command
 
-    monkeypatch.setattr(command, "_scorer", lambda args: (Fake(), "fake"))
+    scorer = tmp_path / "scorer.gguf"
+    scorer.write_bytes(b"one")
+    monkeypatch.setattr(command, "_scorer", lambda args: (Fake(), scorer))
     file, out = jsonl(tmp_path / "n.jsonl", NAP), tmp_path / "r.jsonl"
     argv = ["seqdep", str(file), "--scorer", "fake", "--resamples", "50", "--out", str(out)]
     assert main([*argv, "--json"]) == 0
@@ -321,6 +327,56 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "another text" in text
     assert main([*argv, "--forms", "within"]) == 0
     assert "across" not in capsys.readouterr().out
+
+
+def test_rows_of_an_edited_scorer_or_text_are_not_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Edits that leave every size as it was; a copy elsewhere is no edit."""
+    from nap_runtime.cli import seqdep as command
+
+    scorer = tmp_path / "scorer"
+    scorer.mkdir()
+    (scorer / "config.json").write_text("{}")
+    (scorer / "model.safetensors").write_bytes(b"\0" * 5000)
+    (scorer / "README.md").write_text("about")
+    monkeypatch.setattr(command, "_scorer", lambda args: (Fake(), Path(args.scorer)))
+    file, out = jsonl(tmp_path / "n.jsonl", NAP), tmp_path / "r.jsonl"
+
+    def run(file: Path = file, scorer: Path = scorer) -> tuple[int, str]:
+        argv = ["seqdep", str(file), "--scorer", str(scorer), "--resamples", "20", "--out", str(out)]
+        return main(argv), capsys.readouterr().err
+
+    assert run() == (0, "")
+    kept = out.read_bytes()
+    (scorer / "README.md").write_text("other")
+    elsewhere = shutil.copytree(scorer, tmp_path / "elsewhere"), shutil.copy(file, tmp_path / "m.jsonl")
+    assert run(Path(elsewhere[1]), elsewhere[0]) == (0, "")
+    with (scorer / "model.safetensors").open("r+b") as stream:
+        stream.seek(1234)
+        stream.write(b"\1")
+    code, said = run()
+    assert (code, said.count("\n")) == (2, 1)
+    assert "holds rows of another model, set or configuration" in said
+    assert run(scorer=elsewhere[0]) == (0, "")
+    text = file.read_text()
+    file.write_text(text.swapcase())
+    assert run(scorer=elsewhere[0])[0] == 2
+    file.write_text(text)
+    assert run(scorer=elsewhere[0])[0] == 0
+    assert out.read_bytes() == kept
+
+
+def test_a_digest_is_of_bytes_and_kept_while_the_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"abc")
+    assert contents.digest_of_file(file) == hashlib.sha256(b"abc").hexdigest() == contents.digest_of_model(file)
+    monkeypatch.setattr(contents.hashlib, "file_digest", lambda *_: pytest.fail("it was read again"))
+    assert contents.digest_of_file(file) == hashlib.sha256(b"abc").hexdigest()
+    monkeypatch.undo()
+    os.utime(file, ns=(1, 1))
+    file.write_bytes(b"abd")
+    assert contents.digest_of_file(file) == hashlib.sha256(b"abd").hexdigest()
 
 
 @pytest.mark.parametrize(

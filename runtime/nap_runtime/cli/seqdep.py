@@ -65,10 +65,10 @@ def _run(args: argparse.Namespace) -> int:
     one_of("preset", args.preset, tuple(PRESETS))
     forms, unit = _forms(args), getattr(args, "unit", PRESETS[args.preset].unit)
     file, n = getattr(args, "file", None), getattr(args, "n", None)
-    scorer, identity = _scorer(args)
+    scorer, path = _scorer(args)
     started = time.perf_counter()
     texts = texts_of(args.preset, read_rows(file, args.preset, n), forms=forms, unit=unit, where=str(file or "hub"))
-    run = _digest(args, identity, unit)
+    run = _digest(args, path, unit) if "out" in args else None
     with RowFile(getattr(args, "out", None), key="key", run=run) as rows:
         for done, _ in enumerate(score_rows(scorer, texts, rows, seed=args.seed), start=1):
             _show_progress(done, args)
@@ -105,8 +105,8 @@ def _forms(args: argparse.Namespace) -> tuple[str, ...]:
     return forms
 
 
-def _scorer(args: argparse.Namespace) -> tuple[Scorer, str]:
-    """The scorer, and what tells its weights apart: its path and size."""
+def _scorer(args: argparse.Namespace) -> tuple[Scorer, Path]:
+    """The scorer, and where it was read from."""
     one_of("device", args.device, DEVICES)
     one_of("dtype", args.dtype, _DTYPES)
     import torch
@@ -117,16 +117,18 @@ def _scorer(args: argparse.Namespace) -> tuple[Scorer, str]:
     check_device(args.device)
     path = find_causal(args.scorer)
     causal = read_causal(path, dtype=getattr(torch, args.dtype))
-    return CausalScorer(causal, device=args.device), f"{path.resolve()}:{path.stat().st_size}"
+    return CausalScorer(causal, device=args.device), path
 
 
-def _digest(args: argparse.Namespace, identity: str, unit: str) -> str:
+def _digest(args: argparse.Namespace, scorer: Path, unit: str) -> str:
+    """Of all that decides a row: what scorer and texts hold, not where they lie."""
+    from nap_runtime.study.contents import digest_of_file, digest_of_model
     from nap_runtime.study.rows import digest_of
 
     file = getattr(args, "file", None)
-    size = None if file is None or not file.is_file() else file.stat().st_size
-    values = {"scorer": identity, "dtype": args.dtype, "preset": args.preset, "unit": unit, "seed": args.seed}
-    return digest_of(values | {"file": str(file), "size": size})
+    texts = digest_of_file(file) if file is not None and file.is_file() else str(file)
+    values = {"scorer": digest_of_model(scorer), "dtype": args.dtype, "preset": args.preset, "unit": unit}
+    return digest_of(values | {"seed": args.seed, "texts": texts})
 
 
 def _wanted(rows: RowFile, forms: Sequence[str], n: int | None) -> list[Mapping[str, Any]]:

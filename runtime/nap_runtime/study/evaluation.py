@@ -62,8 +62,9 @@ def decode_rows(
 def _check(problems: Sequence[Problem], rows: RowFile) -> None:
     for problem in problems:
         row = rows.rows.get(problem.index)
-        if row is not None and row.get("question") != problem.question:
-            raise DataError(f"row {problem.index} of the output is of another question; give another file")
+        if row is not None and (row.get("question"), row.get("gold")) != (problem.question, problem.gold):
+            what = "question" if row.get("question") != problem.question else "right answer"
+            raise DataError(f"row {problem.index} of the output is of another {what}; give another file")
 
 
 def _write(items: Sequence[Item], rows: RowFile, extra: Extra | None) -> Iterator[dict[str, Any]]:
