@@ -40,10 +40,10 @@ def decode_rows(
         extra: further columns of some results, computed together; their rows are written after it.
 
     Raises:
-        DataError: a row that is there already is of another question.
+        DataError: a row that is there already is of another question or right answer.
         UsageError, WorkerError, CancelledError: see `Coordinator.decode`.
     """
-    _check(problems, rows)
+    check_rows(problems, rows)
     by_index = {problem.index: problem for problem in problems}
     jobs = [
         DecodeJob(question=problem.question, index=problem.index, id=problem.id, gold=problem.gold)
@@ -59,7 +59,12 @@ def decode_rows(
     yield from _write(waiting, rows, extra)
 
 
-def _check(problems: Sequence[Problem], rows: RowFile) -> None:
+def check_rows(problems: Sequence[Problem], rows: RowFile) -> None:
+    """Check that rows which are there already are of these problems.
+
+    Raises:
+        DataError: one is of another question, or right answer.
+    """
     for problem in problems:
         row = rows.rows.get(problem.index)
         if row is not None and (row.get("question"), row.get("gold")) != (problem.question, problem.gold):

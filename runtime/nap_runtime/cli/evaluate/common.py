@@ -84,9 +84,11 @@ class Evaluation:
 
     def run(self, out: Path | None, *, quiet: bool) -> tuple[dict[int, dict[str, Any]], float]:
         """Rows by index, and the seconds that decoding took now."""
+        from nap_runtime.study.evaluation import check_rows
         from nap_runtime.study.rows import RowFile
 
         with RowFile(out, key="index", run=self.digest) as rows:
+            check_rows(self.problems, rows)
             missing = sum(problem.index not in rows.rows for problem in self.problems)
             if missing < len(self.problems) and not quiet:
                 done = len(self.problems) - missing
