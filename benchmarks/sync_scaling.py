@@ -5,9 +5,9 @@
 
 Weak scaling keeps the slots of a path (--path-tokens); strong keeps those of all paths together (--total-tokens). One
 path a worker; one worker decodes each of these canvases too, as the one-device baseline. Policies are interleaved (each
-round decodes once under each), and the groups of workers are started anew in turn, `--visits` times, so that what
-drifts drifts for all. A figure is the median of `--repeats` decodes. Runs with more workers than cores are marked
-(`oversubscribed`): they say nothing about a machine with a core a worker.
+round decodes once under each; not with `--compile graph`), and the groups of workers are started anew in turn,
+`--visits` times, so that what drifts drifts for all. A figure is the median of `--repeats` decodes. Runs with more
+workers than cores are marked (`oversubscribed`): they say nothing about a machine with a core a worker.
 
 Several workers are given the cores in equal parts, one has as many threads as torch takes: set OMP_NUM_THREADS to cores
 over workers where one worker is to have no more than each of two. A scenario says what its workers had.
@@ -37,10 +37,10 @@ from nap_runtime.api import make_executor
 from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.placement import Assignment
 from nap_runtime.executor.coordinator import Batch, Coordinator, JobFailure, Observer
-from nap_runtime.job import DecodeJob, DecodeResult
+from nap_runtime.job import COMPILE_MODES, DecodeJob, DecodeResult
 from nap_runtime.models.loading import ModelCard, read_card
 from nap_runtime.models.prompting import build_layout
-from nap_runtime.models.shapes import make_model_dir
+from nap_runtime.models.shapes import shape_config, write_random
 from nap_runtime.study.cost.scenario import Scenario
 from nap_runtime.worker import Task
 
@@ -95,8 +95,10 @@ def cores() -> int:
 def main() -> None:
     """Measure every cell and write the points."""
     args = _arguments()
+    if args.scratch:
+        args.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        make_model_dir(args.shape, Path(scratch) / "model", seed=0)
+        write_random(shape_config(args.shape), Path(scratch) / "model", seed=0, draw=args.device)
         card = read_card(Path(scratch) / "model")
         cells = {workers: list(_cells(args, workers)) for workers in args.workers}
         for visit in range(args.visits):
@@ -109,7 +111,7 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         cells_json = [cell.to_json() for cell in found]
         points = [{key: cell[key] for key in ("name", "scenario", "seconds", "hold_out")} for cell in cells_json]
-        about = {**head(args.device), "weights": "random", "repeats": args.repeats}
+        about = {**head(args.device), "weights": "random", "compile": args.compile, "repeats": args.repeats}
         args.out.write_text(json.dumps(about | {"cells": cells_json, "points": points}, indent=1) + "\n")
 
 
@@ -128,7 +130,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens-per-step", type=int, default=4, help="of a path")
     parser.add_argument("--repeats", type=int, default=20, help="decodes a cell, over all visits")
     parser.add_argument("--visits", type=int, default=2, help="times a group of workers is started")
-    parser.add_argument("--scratch", help="folder for random weights")
+    parser.add_argument("--compile", default="none", choices=COMPILE_MODES, help="how steps are carried out")
+    parser.add_argument("--scratch", type=Path, help="folder for random weights")
     parser.add_argument("--out", type=Path, help="JSON file for the points")
     args = parser.parse_args()
     if any(args.total_tokens == args.path_tokens * workers for workers in args.workers if workers > 1):
@@ -174,15 +177,18 @@ def _threads(workers: int) -> int:
 
 
 def _visit(card: ModelCard, workers: int, cells: Sequence[Cell], args: argparse.Namespace) -> None:
-    """Start a group, warm every cell up once, then measure them in turns."""
-    executor = make_executor(card, workers=workers, dtype=args.dtype, device=args.device)
+    """Start a group, warm every cell up, then measure them in turns."""
+    executor = make_executor(card, workers=workers, dtype=args.dtype, device=args.device, compile=args.compile)
     try:
         coordinator = Coordinator(card, executor)
-        for _round in range(-(-args.repeats // args.visits) + 1):
-            for cell in cells:
-                result = _decode(coordinator, cell.scenario)
-                if _round:
-                    _note(cell, result)
+        # Workers keep few shapes captured, so captured cells follow one another; a graph is captured at a second step.
+        turns, warm = ([[cell] for cell in cells], 2) if args.compile == "graph" else ([list(cells)], 1)
+        for turn in turns:
+            for at in range(warm - (-args.repeats // args.visits)):
+                for cell in turn:
+                    result = _decode(coordinator, cell.scenario)
+                    if at >= warm:
+                        _note(cell, result)
     finally:
         executor.close()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from nap_runtime import DecodeConfig, DecodeResult, SyncPolicy, close, decode
+from nap_runtime.metrics.agreement import compare
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,6 +42,39 @@ def test_two_gpus_give_one_gpus_ids(sync: SyncPolicy, temperature: float) -> Non
     alone = run(SyncPolicy("exact", topology=sync.sees), temperature)
     together = run(sync, temperature, workers=2)
     assert together.record.final_ids.tolist() == alone.record.final_ids.tolist()
+
+
+CAPTURED = [
+    SyncPolicy("exact"),
+    SyncPolicy("exact", topology="hub"),
+    SyncPolicy("exact", overlap=True),
+    SyncPolicy("tokens", every=1),
+]
+
+
+@pytest.mark.parametrize("sync", CAPTURED, ids=lambda sync: f"{sync.mode}-{sync.sees}{'-overlap' * sync.overlap}")
+def test_captured_exchanges_give_one_gpus_ids(sync: SyncPolicy) -> None:
+    """Collectives inside CUDA graphs, and between them; the second decode replays what the first captured."""
+    alone = run(SyncPolicy("exact", topology=sync.sees), 1.0)
+    for _ in range(2):
+        together = run(sync, 1.0, workers=2, compile="graph")
+        assert together.record.final_ids.tolist() == alone.record.final_ids.tolist()
+
+
+def test_captured_steps_between_stale_syncs_give_the_ids_of_plain_ones() -> None:
+    sync = SyncPolicy("kv", every=4)
+    plain = run(sync, 0.0, workers=2)
+    captured = [run(sync, 0.0, workers=2, compile="graph") for _ in range(2)]
+    assert {tuple(result.record.final_ids.tolist()) for result in captured} == {tuple(plain.record.final_ids.tolist())}
+
+
+def test_exact_in_bfloat16_agrees_with_one_gpu() -> None:
+    """Keys written by the kernel that rotates them into what is sent, and read where they arrive."""
+    config = DecodeConfig(paths=2, steps=23, sync=SyncPolicy("exact"))
+    where: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "compile": "graph"}
+    alone, together = decode(QUESTION, config, **where), decode(QUESTION, config, workers=2, **where)
+    found = compare(alone.record, together.record, rtol=0.02)
+    assert found.agrees, found
 
 
 STALE = [
