@@ -10,11 +10,10 @@ it, reports every 8 steps included; the head runs over all slots of the rows' pa
 is the median over steps of what passes from the end of one to the end of the next, by events on the GPU. Floor: the
 larger of 2 · weights · rows / 790 TFLOP/s (embedding left out) and bytes of all weights / 4.3 TB/s.
 
-A variant is `llada` (its published loop, restated in `llada_loop.py`), `eager`, `compiled`, `graph` or `graphN` (N
-steps in a graph), with options behind colons: `flash`, `cudnn` (attention kernel), `tuned` (matrix products), `static`
-(each number of rows compiled by itself), `dynamic`, `compiler` (no kernels of our own), `plain` (nothing is compiled).
-All start from the same canvas; `ids` compares what was committed with the first variant's of the same rows.
-`TORCHINDUCTOR_CACHE_DIR` keeps compiled code.
+A variant is `llada` (`llada_loop.py`), `eager`, `compiled`, `graph` or `graphN` (N steps in a graph), with options
+behind colons: `flash`, `cudnn` (attention kernel), `tuned` (products), `static` (each number of rows compiled by
+itself), `dynamic`, `compiler` (no kernels of our own), `plain` (nothing is compiled), `invariant` (numerics). All start
+from one canvas; `ids` compares with the first variant of the same rows. `TORCHINDUCTOR_CACHE_DIR` keeps compiled code.
 """
 
 from __future__ import annotations
@@ -139,6 +138,7 @@ def parse_variant(text: str) -> Variant:
         "dynamic": {"dynamic": True},
         "compiler": {"kernels": False},
         "plain": {"regions": False},
+        "invariant": {"numerics": "invariant"},
     }
     for flag in flags:
         options |= known[flag]

@@ -32,6 +32,7 @@ from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.models.loading import LoadedModel, ModelCard, load_model, read_card
 from nap_runtime.models.quantised import FP8, check_storage, is_quantised, quantise
 from nap_runtime.models.transformer import DiffusionTransformer
+from nap_runtime.numerics import Numerics, check_numerics
 from nap_runtime.policy import Placement
 from nap_runtime.storage import NATIVE, Storage
 
@@ -75,15 +76,17 @@ def make_executor(
     address: str | None = None,
     placement: Placement = "pack",
     storage: Storage = NATIVE,
+    numerics: Numerics = "fast",
 ) -> Executor:
     """One worker (or W simulated ones) in this process, or W > 1 Ray actors.
 
     Raises:
-        UsageError: device, dtype, compile or storage cannot be used, or the cluster has no room.
+        UsageError: device, dtype, compile, storage or numerics cannot be used, or the cluster has no room.
     """
     on_ray = workers > 1 and not simulate
     check_device(device, elsewhere=runs_elsewhere(on_ray=on_ray, address=address))
-    kind, compiling = check_dtype(dtype), CompileOptions(mode=compile)
+    check_numerics(numerics, compile=compile, device=device, dtype=dtype, storage=storage)
+    kind, compiling = check_dtype(dtype), CompileOptions(mode=compile, numerics=numerics)
     if not on_ray:
         if model is None:
             network = load_stored(card, dtype=kind, device=device, storage=storage).model
@@ -94,7 +97,7 @@ def make_executor(
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
 
     cluster = ClusterOptions(address=address, placement=placement)
-    more: dict[str, Any] = {"compile": compile, "storage": storage, "cluster": cluster}
+    more: dict[str, Any] = {"compile": compile, "storage": storage, "cluster": cluster, "numerics": numerics}
     return RayExecutor(card.reference, workers=workers, dtype=kind, device=device, **more)
 
 
@@ -120,7 +123,7 @@ def _stored(loaded: LoadedModel, storage: Storage) -> DiffusionTransformer:
     return loaded.model
 
 
-_Key = tuple[str, str, int, str, str, bool, int, CompileMode, Storage]
+_Key = tuple[str, str, int, str, str, bool, int, CompileMode, Storage, Numerics]
 _warm: dict[_Key, Coordinator] = {}
 
 
@@ -135,9 +138,10 @@ def _coordinator(card: ModelCard, key: _Key, model: LoadedModel | None) -> Itera
     if key not in _warm:
         for other in [k for k in _warm if _on_ray(k) == _on_ray(key)]:
             _warm.pop(other).executor.close()  # one warm group of each kind: more would compete for the same devices
-        _, _, workers, dtype, device, simulate, _, compile, storage = key
+        _, _, workers, dtype, device, simulate, _, compile, storage, numerics = key
         where: dict[str, Any] = {"workers": workers, "dtype": dtype, "device": device, "simulate": simulate}
-        executor = make_executor(card, model=model, compile=compile, storage=storage, **where)
+        how: dict[str, Any] = {"compile": compile, "storage": storage, "numerics": numerics}
+        executor = make_executor(card, model=model, **how, **where)
         _warm[key] = Coordinator(card.stored(storage), executor)
     try:
         yield _warm[key]
@@ -166,6 +170,7 @@ def decode(
     dtype: DType = "float32",
     compile: CompileMode = "none",
     storage: Storage = NATIVE,
+    numerics: Numerics = "fast",
     batch_size: int = 1,
     simulate: bool = False,
 ) -> DecodeResult: ...
@@ -180,6 +185,7 @@ def decode(
     dtype: DType = "float32",
     compile: CompileMode = "none",
     storage: Storage = NATIVE,
+    numerics: Numerics = "fast",
     batch_size: int = 1,
     simulate: bool = False,
 ) -> list[DecodeResult]: ...
@@ -193,6 +199,7 @@ def decode(
     dtype: DType = "float32",
     compile: CompileMode = "none",
     storage: Storage = NATIVE,
+    numerics: Numerics = "fast",
     batch_size: int = 1,
     simulate: bool = False,
 ) -> DecodeResult | list[DecodeResult]:
@@ -206,6 +213,7 @@ def decode(
         device, dtype: where and in what precision; a `LoadedModel` keeps its own, whatever is given.
         compile: `default` compiles steps, `graph` captures them in CUDA graphs too; worth it for many decodes.
         storage: FP8 weights, keys and values; a `LoadedModel` has its own weights.
+        numerics: `invariant`: bits do not depend on the batch, nor under `exact` on the workers; compiled, on GPUs.
         batch_size: canvases decoded together, with prompts of one bucket of 32 tokens.
         simulate: run W workers as threads of this process, with the ids of real ones.
 
@@ -225,7 +233,7 @@ def decode(
     jobs = [DecodeJob(question=question, index=index) for index, question in enumerate(questions)]
     # Not the fingerprint alone: a loaded model's weights may have been changed since, or its folder been edited.
     weights = 0 if loaded is None else id(loaded.model)
-    key = (card.fingerprint, str(card.path), workers, dtype, device, simulate, weights, compile, storage)
+    key = (card.fingerprint, str(card.path), workers, dtype, device, simulate, weights, compile, storage, numerics)
     with _coordinator(card, key, loaded) as coordinator:
         results = sorted(coordinator.decode(jobs, config, batch_size=batch_size), key=lambda result: result.job.index)
     done = [_or_raise(result) for result in results]
@@ -243,7 +251,7 @@ def measure_link(
     at_least("workers", workers, 2)
     card = read_card(model)
     with _coordinator(
-        card, (card.fingerprint, str(card.path), workers, dtype, device, False, 0, "none", NATIVE), None
+        card, (card.fingerprint, str(card.path), workers, dtype, device, False, 0, "none", NATIVE, "fast"), None
     ) as coordinator:
         found = coordinator.executor.probe()
     assert found is not None, "workers on Ray have a network between them"

@@ -80,11 +80,12 @@ def notes(result: Mapping[str, Any]) -> str:
     env, canvas, rates, spec = result["environment"], result["canvas"], result["rates"], result["spec"]
     busy = env["load"] > 1.5 * env["cpus"]
     load = f"; BUSY: a load of {env['load']:.0f} on {env['cpus']} cores, other work slowed this down" if busy else ""
+    equal = ", numerics invariant: what agrees is equal" if spec.get("numerics") == "invariant" else ""
     weights = f"random weights of {spec['shape']}" if spec["shape"] else spec["model"]
     return "\n".join(
         (
-            f"{env['device_name']} ({env['devices']}), torch {env['torch']}, {weights}, {spec['dtype']}; canvas of "
-            f"{canvas['positions']} positions, {canvas['slots']} slots in {canvas['steps']} steps; "
+            f"{env['device_name']} ({env['devices']}), torch {env['torch']}, {weights}, {spec['dtype']}{equal}; "
+            f"canvas of {canvas['positions']} positions, {canvas['slots']} slots in {canvas['steps']} steps; "
             f"medians of {spec['repeats']}{load}",
             f"speed: tokens/s over those of the whole canvas on one device, carried out alike, in this run. floor: "
             f"{rates['flops'] / 1e12:.3g} TFLOP/s, {rates['bandwidth'] / 1e9:.4g} GB/s ({rates['source']})",

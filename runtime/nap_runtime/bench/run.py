@@ -113,7 +113,7 @@ def _alone(canvases: Canvases, model: DiffusionTransformer) -> Iterator[Case]:
     yield from cases.peer_loops(canvases, model, "none")
     ways: tuple[CompileMode, ...] = ("none",) if spec.compile == ("none",) else ("default",)
     for how in ways:
-        denoiser = prepare(model, spec.compile_options(how))
+        denoiser = prepare(model, spec.fast_options(how))
         yield from cases.one_device(canvases, denoiser, how, dtype=dtype)
         if how != "none":
             yield from cases.peer_loops(canvases, denoiser, how)
@@ -124,7 +124,7 @@ def _started(canvases: Canvases, workers: int, how: CompileMode, storage: Storag
     """A warm group on Ray."""
     spec = canvases.spec
     where: dict[str, Any] = {"dtype": spec.dtype, "device": spec.device, "compile": how, "storage": storage}
-    executor = make_executor(canvases.card, workers=workers, **where)
+    executor = make_executor(canvases.card, workers=workers, numerics=spec.numerics, **where)
     try:
         coordinator = Coordinator(canvases.card, executor)
         yield Place(lambda: coordinator, workers, how, storage.weights, storage.kv)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from typing import Any, Literal, get_args
 
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES, Device, DType, SyncMode, SyncPolicy, at_least, one_of
 from nap_runtime.models.compiled import COMPILE_MODES, AttentionKernel, CompileMode, CompileOptions, Gemm
-from nap_runtime.storage import STORED, Stored
+from nap_runtime.numerics import Numerics, check_numerics, check_sync
+from nap_runtime.storage import STORED, Storage, Stored
 
 Method = Literal["ours", "views", "llada", "prefix", "dual", "branches", "sequence"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -32,6 +34,7 @@ class BenchSpec:
         sync, every: modes, and K of those that have one.
         batch_size: canvases decoded together, of `ours`.
         compile: how steps are carried out; peers run with `none`, and compiled where that helps them.
+        numerics: of `ours` and `sequence` and of the caches. `invariant`: ids that must agree must be equal.
         weights, kv: of `ours` and `views`.
         branches: of `branches`, beside the anchor.
         repeats: decodes of each case after one to warm up.
@@ -56,6 +59,7 @@ class BenchSpec:
     batch_size: tuple[int, ...] = (1,)
     compile: tuple[CompileMode, ...] = ("none",)
     gemm: Gemm = "library"
+    numerics: Numerics = "fast"
     attention: AttentionKernel = "auto"
     unroll: int = 1
     weights: tuple[Stored, ...] = ("native",)
@@ -90,6 +94,15 @@ class BenchSpec:
             text = f"workers: {max(self.workers)} workers for {self.paths} paths; use at most {self.paths}"
             raise UsageError(text, field="workers")
 
+        self._check_numerics()
+
+    def _check_numerics(self) -> None:
+        how = {"device": self.device, "dtype": self.dtype}
+        for mode, weights, kv in product(self.compile, self.weights, self.kv):
+            check_numerics(self.numerics, compile=mode, storage=Storage(weights=weights, kv=kv), **how)
+        for policy in self.policies():
+            check_sync(self.numerics, policy)
+
     def policies(self) -> Iterator[SyncPolicy]:
         """Every sync policy that is compared."""
         for mode in self.sync:
@@ -97,7 +110,14 @@ class BenchSpec:
                 yield SyncPolicy(mode, every=every)
 
     def compile_options(self, mode: CompileMode) -> CompileOptions:
-        """The same in one of the modes."""
+        """The same in one of the modes, of what goes through a coordinator."""
+        if self.numerics == "fast":
+            return self.fast_options(mode)
+        how: dict[str, Any] = {"gemm": self.gemm, "attention": self.attention, "unroll": self.unroll}
+        return CompileOptions(mode=mode, numerics=self.numerics, **how)
+
+    def fast_options(self, mode: CompileMode) -> CompileOptions:
+        """Of views and of peers' loops, which bring attention of their own."""
         if mode == "none":
             return CompileOptions(attention=self.attention)
         return CompileOptions(mode=mode, gemm=self.gemm, attention=self.attention, unroll=self.unroll)
@@ -109,7 +129,8 @@ class BenchSpec:
     def canvas_key(self) -> dict[str, Any]:
         """What two runs must have in common for their ratios to be compared: model, canvas, precision, device kind."""
         names = ("model", "shape", "device", "dtype", "paths", "path_tokens", "summary_tokens", "prompt_tokens")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in (*names, "tokens_per_step")}
+        common = {f.name: getattr(self, f.name) for f in fields(self) if f.name in (*names, "tokens_per_step")}
+        return common if self.numerics == "fast" else {**common, "numerics": self.numerics}
 
 
 def _listed(name: str, values: Sequence[Any]) -> None:

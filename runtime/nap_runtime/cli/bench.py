@@ -15,6 +15,7 @@ from nap_runtime.cli import output
 from nap_runtime.cli.parser import FAILURE, Parser, integer, positive
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES
+from nap_runtime.numerics import NUMERICS
 
 if TYPE_CHECKING:
     from nap_runtime.bench.history import Change
@@ -72,6 +73,8 @@ def _add_ways(parser: Parser) -> None:
     text = "how steps are carried out: none, default, graph (default: none)"
     group.add_argument("--compile", type=_names, metavar="MODE,…", help=text)
     group.add_argument("--gemm", metavar="library|tuned", help="products of captured steps (default: library)")
+    text = "invariant: bits depend neither on the batch nor, under exact, on the workers; compiled, on cuda"
+    group.add_argument("--numerics", metavar="|".join(NUMERICS), help=f"{text} (default: fast)")
     group.add_argument("--attention", metavar="auto|flash|cudnn", help="preferred kernel (default: auto)")
     group.add_argument("--unroll", type=positive, metavar="N", help="steps in one graph (default: 1)")
     group.add_argument("--weights", type=_names, metavar=f"{_STORED},…", help="of the layers (default: native)")
@@ -148,6 +151,8 @@ def _spec(args: argparse.Namespace) -> BenchSpec:
         given.setdefault("repeats", 3)
     if "shape" in given:
         given.setdefault("tokens_per_step", 16)
+    if given.get("numerics") == "invariant":
+        given.setdefault("sync", ("exact", "kv", "tokens", "none"))
     return BenchSpec(**given)
 
 

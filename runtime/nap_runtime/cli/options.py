@@ -16,6 +16,7 @@ from nap_runtime.cli.parser import Parser, budgets, integer, key_value, number
 from nap_runtime.cli.settings import Settings, merge, read_yaml, sync_keys
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES
+from nap_runtime.numerics import NUMERICS
 from nap_runtime.policy import CONSENSUS_TOP, Placement
 from nap_runtime.storage import STORED
 
@@ -213,6 +214,12 @@ PLACE = (
         "compile steps, or capture them in CUDA graphs too (its first steps are slow; not with --simulate)",
         "none",
         metavar="|".join(job.COMPILE_MODES),
+    ),
+    Option(
+        "numerics",
+        "bits that depend neither on the batch nor, under exact, on the workers (invariant; compiled, on GPUs)",
+        "fast",
+        metavar="|".join(NUMERICS),
     ),
     Option("weights", "numbers of the layers' matrices, made at load", "native", metavar="|".join(STORED)),
     Option("kv", "numbers of keys and values, and of what syncs carry of them", "native", metavar="|".join(STORED)),

@@ -31,7 +31,7 @@ Submit a job to a server (see nap serve); the default problem is a held-out word
 Without --watch or --wait it prints the job's id and returns. The server is --server or $NAP_SERVER, the token that of
 --token-file or $NAP_TOKEN.
 """
-_HERE = ("model", "workers", "simulate", "address", "device", "dtype", "compile", "batch-size", "link")
+_HERE = ("model", "workers", "simulate", "address", "device", "dtype", "compile", "numerics", "batch-size", "link")
 _WATCH = (
     "Follow a job: its canvas as it fills, then its answer.\n\nIt may have ended long ago, and it survives restarts."
 )

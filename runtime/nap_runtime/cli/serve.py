@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nap_runtime.cli.parser import FAILURE, Parser, number, positive
 from nap_runtime.errors import UsageError
 from nap_runtime.job import COMPILE_MODES, DEVICES, DTYPES
+from nap_runtime.numerics import NUMERICS
 from nap_runtime.storage import STORED
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def _add_groups(parser: Parser) -> None:
     group.add_argument("--dtype", metavar="|".join(DTYPES), help="precision of the weights (default: float32)")
     text = "compile steps, or capture them in CUDA graphs too (default: none)"
     group.add_argument("--compile", metavar="|".join(COMPILE_MODES), help=text)
+    text = "bits that depend neither on the batch nor, under exact, on the workers: invariant; compiled, on GPUs "
+    group.add_argument("--numerics", metavar="|".join(NUMERICS), help=text + "(default: fast)")
     text = "numbers of the layers' matrices, made at load (default: native)"
     group.add_argument("--weights", metavar="|".join(STORED), help=text)
     text = "numbers of keys and values, and of what syncs carry of them (default: native)"
@@ -109,6 +112,7 @@ _GROUP = (
     "device",
     "dtype",
     "compile",
+    "numerics",
     "weights",
     "kv",
     "threads",

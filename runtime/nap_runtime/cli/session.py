@@ -101,6 +101,7 @@ def coordinator(
             address=settings.address,
             placement=settings.stands,
             storage=settings.storage,
+            numerics=settings.numerics,
         )
 
     if interrupted():

@@ -11,6 +11,7 @@ from nap_runtime import yaml_files
 from nap_runtime.auto import AutoSync
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES, CompileMode, DecodeConfig, SyncPolicy, at_least, check_compile, one_of
+from nap_runtime.numerics import Numerics, check_numerics, check_sync
 from nap_runtime.policy import Placement, placement_for
 from nap_runtime.storage import Storage, Stored
 
@@ -28,6 +29,7 @@ class Settings:
         workers: W; 1 runs in this process, more through Ray, or with `simulate` as threads of this process.
         device, dtype: where and in what precision.
         compile: whether steps are compiled, or captured in CUDA graphs too.
+        numerics: whether bits may depend on what is computed together (`nap_runtime.numerics`).
         weights, kv: numbers of the layers' matrices, and of keys and values (`Storage`).
         batch_size: canvases decoded together, prompts' lengths rounding up to one multiple of `bucket` (None: 32).
         address: a Ray cluster that runs already (None: a local one is started).
@@ -45,6 +47,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "float32"
     compile: CompileMode = "none"
+    numerics: Numerics = "fast"
     weights: Stored = "native"
     kv: Stored = "native"
     batch_size: int = 1
@@ -82,6 +85,9 @@ class Settings:
 
     def _check_numbers(self) -> None:
         self.storage.check(device=self.device, dtype=self.dtype)
+        how = {"compile": self.compile, "device": self.device, "dtype": self.dtype}
+        check_numerics(self.numerics, **how, storage=self.storage)
+        check_sync(self.numerics, self.config.sync)
         if self.bucket is not None:
             at_least("bucket", self.bucket, 1)
             if self.batch_size == 1:

@@ -83,7 +83,7 @@ def answer_is_sure(gaps_BA: Tensor, progress: float) -> Tensor:
     `progress` is the share of the steps that this one completes.
     """
     bar = next(bar for limit, bar in _PROPHET_BARS if progress < limit)
-    return gaps_BA.mean(-1, keepdim=True) >= bar
+    return gaps_BA.double().mean(-1, keepdim=True) >= bar  # the sum is exact, or close to it, in whatever order
 
 
 def replan(scores_BS: Tensor, masked_BS: Tensor, left: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from nap_runtime.distributed.shares import RowShares, indices
 from nap_runtime.distributed.wire import Wire
 from nap_runtime.models.attention import PlacedAttention, attend_part, merge_partials, partial_attention
 from nap_runtime.models.quantised import PackedStore
-from nap_runtime.models.sdpa import grouped_sdpa
+from nap_runtime.models.sdpa import Sdpa, grouped_sdpa
 from nap_runtime.models.transformer import Attend, KVStore
 
 
@@ -28,6 +28,7 @@ def layer_keys(
     *,
     overlap: bool,
     kept: bool,
+    ordered: Sdpa | None = None,
 ) -> Attend:
     """`exact`: inside a step, at every layer, K/V of the rows each worker computed.
 
@@ -36,8 +37,12 @@ def layer_keys(
         mask_RN: what this worker's rows see (None: everything).
         overlap: attention to the own keys runs while the others travel.
         kept: somebody reads the store later.
+        ordered: attends in place of `grouped_sdpa`, to keys in the order of the canvas; not with overlap.
     """
     shares = RowShares(wire, rows_by_worker, store.k_LBGNE.device)
+    if ordered is not None:
+        assert not overlap, "parts of the keys have another order"
+        return LayerKeys(shares, store, mask_RN, ordered)
     if shares.without_gaps and not kept and not isinstance(store, PackedStore):
         return (LayerRowsBeside if overlap else LayerRows)(shares, store, mask_RN)
     return (LayerKeysBeside if overlap else LayerKeys)(shares, store, mask_RN)
@@ -116,11 +121,12 @@ class LayerKeys:
 
     Args:
         mask_RN: what this worker's rows see (None: everything).
+        sdpa: attends.
     """
 
-    def __init__(self, shares: RowShares, store: KVStore, mask_RN: Tensor | None) -> None:
+    def __init__(self, shares: RowShares, store: KVStore, mask_RN: Tensor | None, sdpa: Sdpa = grouped_sdpa) -> None:
         k, self._shares = store.k_LBGNE, shares
-        self._store, self._mask_RN = store, mask_RN
+        self._store, self._mask_RN, self._sdpa = store, mask_RN, sdpa
         shape = (2, *k.shape[1:3], shares.widest, k.shape[-1])
         self._send = k.new_zeros(shape)
         self._recv = k.new_zeros((len(shares.rows), *shape))
@@ -133,7 +139,7 @@ class LayerKeys:
             self._shares.wire.all_gather(self._recv, self._send, payload_bytes=self._payload)
             for (k_peer, v_peer), rows in zip(self._recv, self._shares.rows, strict=True):
                 self._store.put(layer, rows, k_peer[..., : len(rows), :], v_peer[..., : len(rows), :])
-        return grouped_sdpa(q_BHRE, *self._store.read(layer, q_BHRE.dtype), self._mask_RN)
+        return self._sdpa(q_BHRE, *self._store.read(layer, q_BHRE.dtype), self._mask_RN)
 
     def _pack(self, k_BGRE: Tensor, v_BGRE: Tensor) -> None:
         rows = k_BGRE.shape[2]

@@ -31,6 +31,7 @@ from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import load_weights, read_card
 from nap_runtime.models.quantised import FP8, check_storage, quantise
 from nap_runtime.models.transformer import DiffusionTransformer
+from nap_runtime.numerics import Numerics
 from nap_runtime.storage import NATIVE, Storage
 from nap_runtime.worker import BlockWorker, Denoiser, Outcome, Report, Task, prepare
 
@@ -57,6 +58,7 @@ class Setup:
     storage: Storage
     threads: int | None
     timeout: float
+    numerics: Numerics = "fast"
 
 
 class WorkerProcess:
@@ -65,7 +67,7 @@ class WorkerProcess:
     def __init__(self, setup: Setup) -> None:
         self._setup, self._timeout = setup, timedelta(seconds=setup.timeout)
         self._dtype: torch.dtype = getattr(torch, setup.dtype)
-        self._compiling = CompileOptions(mode=setup.compile)
+        self._compiling = CompileOptions(mode=setup.compile, numerics=setup.numerics)
         self._batch = self._stopped = 0  # the number of the batch under way, and of the last that is to stop
         self._loop: threading.Thread | None = None
         self._model: DiffusionTransformer | None = None
@@ -85,6 +87,7 @@ class WorkerProcess:
             torch.set_num_threads(self._setup.threads)
         self._device = _own_device(self._setup.device)
         storage = self._setup.storage
+        self._compiling.check(self._device)
         check_storage(storage, device=self._device, dtype=self._dtype)
         if copy is None:
             self._model = load_weights(read_card(self._setup.model), dtype=self._dtype, device=self._device)

@@ -35,6 +35,7 @@ from nap_runtime.executor.ray_cluster import connect, cpu_share, interrupts_wait
 from nap_runtime.executor.ray_ending import PATIENCE, leave, within
 from nap_runtime.executor.ray_homes import Homes
 from nap_runtime.job import CompileMode
+from nap_runtime.numerics import Numerics
 from nap_runtime.storage import NATIVE, Storage
 from nap_runtime.worker import Outcome, Report, Task
 
@@ -62,10 +63,11 @@ class RayExecutor:
         compile: CompileMode = "none",
         storage: Storage = NATIVE,
         cluster: ClusterOptions | None = None,
+        numerics: Numerics = "fast",
     ) -> None:
         self.workers = workers
         self._cluster = _with_time_to_compile(cluster or ClusterOptions(), compile)
-        self._owns_cluster, self._broken = False, False
+        self._owns_cluster, self._broken, self._tended = False, False, 0.0
         self._group: PlacementGroup | None = None
         self._members: list[Member] = []
         self._spares: list[Member] = []
@@ -73,15 +75,13 @@ class RayExecutor:
         self._returning: dict[int, Member] = {}  # rank → what takes its place between two batches
         self._batch = 0  # the number of the one under way
         self._condemned: set[int] = set()  # ranks that the next repair replaces
-        self._tended = 0.0
         self._told: tuple[Straggler, ...] = ()
         self.on_straggler: Callable[[tuple[Straggler, ...]], None] | None = None
         threads = None if device == "cuda" else max(1, (os.cpu_count() or 1) // workers)
-        name = str(dtype).removeprefix("torch.")
-        timeout = self._cluster.timeout
+        name, timeout = str(dtype).removeprefix("torch."), self._cluster.timeout
         self._liveness = Liveness(workers, _patience(self._cluster))
         steps: dict[str, Any] = {"device": device, "compile": compile, "threads": threads, "timeout": timeout}
-        self._setup = Setup(model=str(model), dtype=name, storage=storage, **steps)
+        self._setup = Setup(model=str(model), dtype=name, storage=storage, numerics=numerics, **steps)
         try:
             with interrupts_wait():
                 self._owns_cluster = connect(self._cluster)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nap_runtime.models.sdpa import fold_heads, fold_mask, grouped_sdpa
+from nap_runtime.models.sdpa import Sdpa, fold_heads, fold_mask, grouped_sdpa
 from nap_runtime.models.transformer import KVStore, accumulate_dtype
 
 
@@ -42,12 +42,13 @@ class StoreAttention(PlacedAttention):
     """An ``Attend``: writes the rows' K/V into the store, then attends over the whole store.
 
     ``rows_R``: int64 canvas positions of the computed rows. ``mask_RN``: boolean, True where a row
-    sees a position (None: all), or anything that broadcasts to [B, H, R, N].
+    sees a position (None: all), or anything that broadcasts to [B, H, R, N]. ``sdpa`` attends.
     """
 
     store: KVStore
     rows_R: Tensor
     mask_RN: Tensor | None = None
+    sdpa: Sdpa = grouped_sdpa
 
     def place(self, layer: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """See `PlacedAttention`: the rows' own positions in the store."""
@@ -55,7 +56,7 @@ class StoreAttention(PlacedAttention):
 
     def placed(self, layer: int, q_BHRE: Tensor) -> Tensor:
         """See `PlacedAttention`: over the whole store."""
-        return grouped_sdpa(q_BHRE, self.store.k_LBGNE[layer], self.store.v_LBGNE[layer], self.mask_RN)
+        return self.sdpa(q_BHRE, self.store.k_LBGNE[layer], self.store.v_LBGNE[layer], self.mask_RN)
 
 
 def partial_attention(

@@ -23,13 +23,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nap_runtime.errors import UsageError
 from nap_runtime.job import COMPILE_MODES as COMPILE_MODES
 from nap_runtime.job import CompileMode as CompileMode
-from nap_runtime.job import check_compile
-from nap_runtime.models import kernels, products
+from nap_runtime.job import check_compile, one_of
+from nap_runtime.models import invariant, kernels, products
 from nap_runtime.models.attention import PlacedAttention, StoreAttention
 from nap_runtime.models.compilations import COMPILATIONS
 from nap_runtime.models.quantised import Packed, PackedAttention, dequantise, join, parted, quantise_rows
 from nap_runtime.models.sdpa import grouped_sdpa
 from nap_runtime.models.transformer import Attend, Attention, DiffusionTransformer, Layer, Projection, gated, rotate
+from nap_runtime.numerics import NUMERICS, Numerics
 
 Gemm = Literal["library", "tuned"]
 AttentionKernel = Literal["auto", "flash", "cudnn"]
@@ -63,9 +64,11 @@ class CompileOptions:
         regions: whether regions are compiled at all; not, it is a graph of every operation by itself.
         unroll: steps in one graph, of mode `graph`.
         kernels: whether hand-written kernels and products in place stand in for compiled ones, where they can.
+        numerics: `invariant`: a row's bits do not depend on what is computed with it (`models/invariant.py`). It has
+            products, attention and kernels of its own, and no compiled regions.
 
     Raises:
-        UsageError: a value is unknown.
+        UsageError: a value is unknown, or these numerics leave it unused.
     """
 
     mode: CompileMode = "none"
@@ -75,22 +78,36 @@ class CompileOptions:
     regions: bool = True
     unroll: int = 1
     kernels: bool = True
+    numerics: Numerics = "fast"
 
     def __post_init__(self) -> None:
-        known = {"compile": COMPILE_MODES, "gemm": get_args(Gemm), "attention": get_args(AttentionKernel)}
-        for name, value in (("compile", self.mode), ("gemm", self.gemm), ("attention", self.attention)):
-            if value not in known[name]:
-                raise UsageError(f"{name}: unknown value '{value}'; use one of {', '.join(known[name])}", field=name)
+        one_of("compile", self.mode, COMPILE_MODES)
+        one_of("gemm", self.gemm, get_args(Gemm))
+        one_of("attention", self.attention, get_args(AttentionKernel))
+        one_of("numerics", self.numerics, NUMERICS)
         if self.unroll < 1:
             raise UsageError(f"unroll: {self.unroll} is not at least 1", field="unroll")
+        if self.numerics == "invariant":
+            self._check_unused()
+
+    def _check_unused(self) -> None:
+        usual = {"gemm": "library", "attention": "auto", "dynamic": None, "regions": True, "kernels": True}
+        for name, value in usual.items():
+            if getattr(self, name) != value:
+                text = f"{name}: numerics 'invariant' has products, attention and kernels of its own; leave it out"
+                raise UsageError(text, field=name)
+        if self.mode == "none":
+            raise UsageError("numerics: 'invariant' needs compile 'default' or 'graph'", field="numerics")
 
     def check(self, device: torch.device, *, simulated: bool = False) -> None:
         """Whether a worker on this device can run so.
 
         Raises:
-            UsageError: graphs need a GPU, and one worker a process.
+            UsageError: graphs need a GPU, and one worker a process; invariant numerics a GPU, and Triton.
         """
         check_compile(self.mode, device=device.type, simulated=simulated)
+        if self.numerics == "invariant":
+            invariant.check_kernels(device)
         if self.gemm == "tuned":
             if self.mode != "graph":
                 raise UsageError("gemm: 'tuned' pays in graphs only; use compile: graph", field="gemm")

@@ -51,9 +51,9 @@ def _taken(like: Tensor) -> bool:
 
 if triton is not None:
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit(do_not_specialize=["n_rows"])  # type: ignore[untyped-decorator]
     def _rotate_store(  # type: ignore[no-untyped-def]
-        qkv, cos, sin, rows, q, k, v, n_rows, q_heads, kv_heads,
+        qkv, cos, sin, rows, q, k, v, n_rows, q_heads, kv_heads, table,
         q_b, q_h, q_r, k_b, k_g, k_n, v_b, v_g, v_n,
         HEADS: tl.constexpr, HALF: tl.constexpr,
     ):  # fmt: skip
@@ -65,7 +65,8 @@ if triton is not None:
         source = qkv + at * (q_heads + 2 * kv_heads) * (2 * HALF) + head * (2 * HALF) + pair
         low, high = tl.load(source), tl.load(source + HALF)
         if first < q_heads + kv_heads:
-            c, s = tl.load(cos + row * HALF + pair), tl.load(sin + row * HALF + pair)
+            angle = canvas * table + row * HALF + pair
+            c, s = tl.load(cos + angle), tl.load(sin + angle)
             wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
             low = (wide_low * c - wide_high * s).to(low.dtype)
             high = (wide_high * c + wide_low * s).to(high.dtype)
@@ -125,8 +126,10 @@ def _rotate_store_op(
     grid = (batch * rows, (heads + 2 * kv_heads) // together)
     strides = (*q_BHRE.stride()[:3], *k_BGNE.stride()[:3], *v_BGNE.stride()[:3])
     tables = cos.float().contiguous(), sin.float().contiguous()
-    _rotate_store[grid](qkv_BRX, *tables, rows_R, q_BHRE, k_BGNE, v_BGNE, rows, heads, kv_heads, *strides,
-                        HEADS=together, HALF=half)  # fmt: skip
+    table = rows * half if cos.dim() > 2 else 0  # of each canvas
+    # Products and sums are rounded one by one, as plain operations do, whatever variant is compiled.
+    _rotate_store[grid](qkv_BRX, *tables, rows_R, q_BHRE, k_BGNE, v_BGNE, rows, heads, kv_heads, table, *strides,
+                        HEADS=together, HALF=half, enable_fp_fusion=False)  # fmt: skip
     return q_BHRE
 
 
@@ -159,7 +162,7 @@ def rotate_store(
 
     Args:
         qkv_BRX: of each row queries, keys and values, head after head.
-        rope: cosines and sines of the rows, [R, E / 2] each.
+        rope: cosines and sines of the rows, [R, E / 2] each, or [B, 1, R, E / 2] where canvases differ.
         rows_R: int64 columns of the store.
         store: keys and values of one layer, [B, G, N, E] each, written in place; the last dimension contiguous.
         heads, kv_heads: of queries, and of keys.

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class Sdpa(Protocol):
+    """What :func:`grouped_sdpa` does, by it or by other means."""
+
+    def __call__(self, q_BHRE: Tensor, k_BGME: Tensor, v_BGME: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See :func:`grouped_sdpa`."""
+        ...
 
 
 def grouped_sdpa(q_BHRE: Tensor, k_BGME: Tensor, v_BGME: Tensor, mask: Tensor | None = None) -> Tensor:

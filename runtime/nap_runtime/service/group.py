@@ -60,6 +60,7 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
             compile=settings.compile,
             simulate=settings.simulate,
             storage=settings.storage,
+            numerics=settings.numerics,
         )
         return Coordinator(card.stored(settings.storage), executor)
     from nap_runtime.executor.ray_executor import ClusterOptions, RayExecutor
@@ -75,6 +76,7 @@ def make_coordinator(settings: GroupSettings) -> Coordinator:
     )
     where: dict[str, Any] = {"dtype": check_dtype(settings.dtype), "device": settings.device, "cluster": cluster}
     how: dict[str, Any] = {"workers": settings.workers, "compile": settings.compile, "storage": settings.storage}
+    how["numerics"] = settings.numerics
     return Coordinator(card.stored(settings.storage), RayExecutor(card.reference, **how, **where))
 
 

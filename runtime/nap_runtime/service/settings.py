@@ -9,6 +9,7 @@ from typing import get_args
 
 from nap_runtime.errors import UsageError
 from nap_runtime.job import DEVICES, DTYPES, MAX_CANVAS, MAX_PATHS, CompileMode, at_least, check_compile, one_of
+from nap_runtime.numerics import Numerics, check_numerics
 from nap_runtime.policy import Placement
 from nap_runtime.storage import Storage, Stored
 
@@ -60,6 +61,7 @@ class GroupSettings:
         workers: W of each group; 1 decodes in the group's own process, more run on Ray, or with `simulate` as threads.
         device, dtype: where and in what precision.
         compile: whether steps are compiled, or captured in CUDA graphs too.
+        numerics: whether bits may depend on what is computed together (`nap_runtime.numerics`).
         weights, kv: numbers of the layers' matrices, and of keys and values (`Storage`).
         address: a Ray cluster that runs already (None: each group starts a local one).
         spares: warm workers that wait for another to die; on Ray only.
@@ -76,6 +78,7 @@ class GroupSettings:
     device: str = "cpu"
     dtype: str = "float32"
     compile: CompileMode = "none"
+    numerics: Numerics = "fast"
     weights: Stored = "native"
     kv: Stored = "native"
     address: str | None = None
@@ -90,6 +93,8 @@ class GroupSettings:
         one_of("dtype", self.dtype, DTYPES)
         check_compile(self.compile, device=self.device, simulated=self.simulate)
         self.storage.check(device=self.device, dtype=self.dtype)
+        how = {"compile": self.compile, "device": self.device, "dtype": self.dtype}
+        check_numerics(self.numerics, **how, storage=self.storage)
         one_of("stragglers", self.stragglers, STRAGGLERS)
         at_least("workers", self.workers, 1)
         at_least("spares", self.spares, 0)

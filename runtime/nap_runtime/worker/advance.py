@@ -23,7 +23,7 @@ from nap_runtime.decoding import confidence
 from nap_runtime.decoding.kinds import Kind
 from nap_runtime.decoding.rules import rank_scores
 from nap_runtime.job import Confidence, Rule
-from nap_runtime.models import kernels
+from nap_runtime.models import invariant, kernels
 from nap_runtime.models.compiled import CompileOptions, own_code
 from nap_runtime.models.transformer import accumulate_dtype
 
@@ -64,7 +64,7 @@ class Choice(NamedTuple):
     """What is constant in `decide`.
 
     `closes`: blocks fill up once they are closed; `always`: also without a quota.
-    `kernel`: `kernels.best_of` may score.
+    `kernel`: `kernels.best_of` may score. `invariant`: what a slot gets depends on its own logits alone, bit for bit.
     """
 
     rule: Rule
@@ -76,6 +76,7 @@ class Choice(NamedTuple):
     closes: bool
     always: bool
     kernel: bool = False
+    invariant: bool = False
 
 
 def _quotas(slots: Slots, step: Tensor) -> Tensor:
@@ -103,10 +104,13 @@ def score_open(
 ) -> tuple[Tensor, Tensor]:
     """Candidates and their log-confidences where their slots are, [B, S] each; anything where none is open."""
     n_slots, batch = slots.columns_S.shape[0], chosen_BC.shape[0]
-    if choice.kernel and kernels.ranks(logits_BCV):
+    at_BC = slots.positions.expand(batch, -1).gather(1, chosen_BC.clamp_max(n_slots - 1))
+    if choice.invariant:
+        noise: dict[str, Any] = {"temperature": choice.temperature, "seed": seed, "positions": at_BC, "step": step}
+        ids_BC, scores_BC = invariant.candidates(logits_BCV, choice.confidence, choice.mask_id, **noise)
+    elif choice.kernel and kernels.ranks(logits_BCV):
         ids_BC, scores_BC = kernels.best_of(logits_BCV, choice.mask_id)
     else:
-        at_BC = slots.positions.expand(batch, -1).gather(1, chosen_BC.clamp_max(n_slots - 1))
         ids_V = torch.arange(logits_BCV.shape[-1], device=logits_BCV.device)
         wide_BCV = logits_BCV.to(accumulate_dtype(logits_BCV.dtype))
         wide_BCV = torch.where(ids_V == choice.mask_id, -torch.inf, wide_BCV)

@@ -28,7 +28,7 @@ from nap_runtime.decoding.machine import Plan
 from nap_runtime.decoding.schedule import UnmaskingSchedule, block_of
 from nap_runtime.decoding.state import CanvasState
 from nap_runtime.job import DecodeConfig
-from nap_runtime.models.sdpa import grouped_sdpa
+from nap_runtime.models.sdpa import Sdpa, grouped_sdpa
 from nap_runtime.models.transformer import KVStore
 
 
@@ -43,6 +43,7 @@ class ScatterAttention:
     store: KVStore
     rows_BR: Tensor
     mask_B1RN: Tensor | None = None
+    sdpa: Sdpa = grouped_sdpa
 
     def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
         """Store, then attend; returns o_BHRE."""
@@ -51,7 +52,7 @@ class ScatterAttention:
         at_BGRE = self.rows_BR[:, None, :, None].expand_as(k_BGRE)
         keys.scatter_(2, at_BGRE, k_BGRE)
         values.scatter_(2, at_BGRE, v_BGRE)
-        return grouped_sdpa(q_BHRE, *self.store.read(layer, q_BHRE.dtype), self.mask_B1RN)
+        return self.sdpa(q_BHRE, *self.store.read(layer, q_BHRE.dtype), self.mask_B1RN)
 
 
 def block_slots(slots: int, config: DecodeConfig, block: int) -> range:
@@ -92,21 +93,24 @@ class KeepingAttention:
     at_X: Tensor
     fresh_X1: Tensor
     mask: Tensor | None = None
+    sdpa: Sdpa = grouped_sdpa
 
     @classmethod
-    def of(cls, store: KVStore, rows_BR: Tensor, fresh_BR: Tensor, mask: Tensor | None) -> KeepingAttention:
+    def of(
+        cls, store: KVStore, rows_BR: Tensor, fresh_BR: Tensor, mask: Tensor | None, sdpa: Sdpa = grouped_sdpa
+    ) -> KeepingAttention:
         """For int64 canvas positions [B, R], none twice, and bool [B, R], which of them are stored."""
         _, batch, heads, positions, _ = store.k_LBGNE.shape
         first_BG1 = (torch.arange(batch * heads, device=rows_BR.device) * positions).view(batch, heads, 1)
         at_BGR = first_BG1 + rows_BR.unsqueeze(1)
-        return cls(store, at_BGR.flatten(), fresh_BR.unsqueeze(1).expand_as(at_BGR).reshape(-1, 1), mask)
+        return cls(store, at_BGR.flatten(), fresh_BR.unsqueeze(1).expand_as(at_BGR).reshape(-1, 1), mask, sdpa)
 
     def __call__(self, layer: int, q_BHRE: Tensor, k_BGRE: Tensor, v_BGRE: Tensor) -> Tensor:
         """Store, then attend; returns o_BHRE."""
         for held_BGNX, new_BGRE in ((self.store.k_LBGNE[layer], k_BGRE), (self.store.v_LBGNE[layer], v_BGRE)):
             held, new = held_BGNX.view(-1, held_BGNX.shape[-1]), self.store.pack(new_BGRE).flatten(0, 2)
             held.index_copy_(0, self.at_X, torch.where(self.fresh_X1, new, held.index_select(0, self.at_X)))
-        return grouped_sdpa(q_BHRE, *self.store.read(layer, q_BHRE.dtype), self.mask)
+        return self.sdpa(q_BHRE, *self.store.read(layer, q_BHRE.dtype), self.mask)
 
 
 class OwnRows:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nap_runtime.models.compiled import CompiledDenoiser, CompileOptions
 from nap_runtime.models.config import ModelConfig
+from nap_runtime.models.invariant_denoiser import InvariantDenoiser
 from nap_runtime.models.transformer import Attend, DiffusionTransformer
 
 
@@ -26,7 +27,13 @@ class Denoiser(Protocol):
 
 
 def prepare(denoiser: Denoiser, options: CompileOptions) -> Denoiser:
-    """The denoiser as steps of these options run it. Make it once: it keeps what was compiled."""
+    """The denoiser as steps of these options run it. Make it once: it keeps what was compiled.
+
+    Raises:
+        UsageError: its numbers are not such that these numerics take.
+    """
     if options.mode == "none" or not isinstance(denoiser, DiffusionTransformer):
         return denoiser
+    if options.numerics == "invariant":
+        return InvariantDenoiser(denoiser)
     return CompiledDenoiser(denoiser, options)

@@ -107,7 +107,7 @@ class _Run:
         cancelled: Callable[[], bool],
     ) -> None:
         self.plan, self.layout, self.config = task.plan, task.plan.layout, task.plan.config
-        self.denoiser, self.rank = worker.denoiser, worker.comm.rank
+        self.denoiser, self.rank, self._numerics = worker.denoiser, worker.comm.rank, worker.compiling.numerics
         begin = 0 if task.resume is None else task.resume.step
         self.machine = Coordination(task.plan, resume=begin)
         self._station = station = worker.stations.take(worker, task)
@@ -151,7 +151,7 @@ class _Run:
         section = self._station.section()
         self.state, self.resources = section.state, section.resources
         self.stepper = section.stepper(self._commit, self._forwards)
-        self.selector = Selector(self.plan, self.denoiser, self.resources, self.state, self.rank)
+        self.selector = Selector(self.plan, self.denoiser, self.resources, self.state, self.rank, self._numerics)
 
     def _watch_summary(self, batch: int) -> Settling | None:
         settle, device = self.config.sync.settle, self.state.ids.device

@@ -69,6 +69,10 @@ class Padding:
         real_B11M = real_BN.repeat(views, 1)[:, None, None, :]
         return real_B11M if visible is None else real_B11M & visible
 
+    def first_columns(self, *, views: int = 1) -> Tensor | None:
+        """Each canvas's own first column, int64 [B·V]; None where nothing is padded: it is 0."""
+        return self._before.repeat(views, 1).flatten() if self.any else None
+
     @cached_property
     def _before(self) -> Tensor:
         return torch.tensor(self.pads, dtype=torch.int64, device=self.device).unsqueeze(1)

@@ -19,10 +19,14 @@ from nap_runtime.distributed.consensus import ConsensusExchange
 from nap_runtime.distributed.exchange import CandidateExchange, KVExchange, TokenExchange, Told
 from nap_runtime.distributed.layerwise import Partials, layer_keys
 from nap_runtime.distributed.wire import Wire
+from nap_runtime.errors import UsageError
 from nap_runtime.models.attention import StoreAttention
 from nap_runtime.models.config import ModelConfig
+from nap_runtime.models.invariant import FixedOrder
 from nap_runtime.models.quantised import PackedAttention, PackedStore
+from nap_runtime.models.sdpa import Sdpa, grouped_sdpa
 from nap_runtime.models.transformer import Attend, KVStore
+from nap_runtime.numerics import Numerics, check_sync
 from nap_runtime.policy import CONSENSUS_TOP
 from nap_runtime.worker.caches import KeepingAttention, OwnRows, ScatterAttention, block_slots, changed_rows
 from nap_runtime.worker.padding import Padding
@@ -98,6 +102,10 @@ class Resources:
         store: keys and values of those canvases; with guidance each stands in it twice.
         padding: how far canvases with shorter prompts stand to the right.
         told: what token exchanges count in.
+        numerics: of attention.
+
+    Raises:
+        UsageError: these numerics have no attention for the sync, or for such a store.
     """
 
     def __init__(
@@ -110,6 +118,7 @@ class Resources:
         store: KVStore,
         padding: Padding,
         told: Told,
+        numerics: Numerics = "fast",
     ) -> None:
         self.padding = padding
         self._plan, self._layout, self._assignment = plan, plan.layout, plan.assignment
@@ -118,6 +127,8 @@ class Resources:
         self._rank, self._workers = wire.comm.rank, range(wire.comm.world)
         self._device, self._shift = state.ids.device, int(model.shifted_logits)
         self._views, self._store, self._told = views_of(plan), store, told
+        self._ordered = self._fixed_order(numerics)
+        self._sdpa: Sdpa = self._ordered or grouped_sdpa
         self._computed: dict[tuple[Rows, Layerwise, int | None], ComputedRows] = {}
         self._scored: dict[tuple[Rows, int | None, tuple[int, ...]], ScoredSlots] = {}
         self._blocks: dict[int, Region] = {}
@@ -125,6 +136,15 @@ class Resources:
         self._consensus: ConsensusExchange | None = None
         self._slots: dict[tuple[int, ...], Tensor] = {}
         self._changed: Tensor | None = None  # the rows of the step, where each canvas has its own
+
+    def _fixed_order(self, numerics: Numerics) -> FixedOrder | None:
+        """Attention whose sums have one order, where that is asked for."""
+        check_sync(numerics, self._plan.config.sync)
+        if numerics == "fast":
+            return None
+        if isinstance(self._store, PackedStore):
+            raise UsageError("numerics: 'invariant' has no FP8 keys and values; use kv 'native'", field="numerics")
+        return FixedOrder(self.padding.first_columns(views=self._views))
 
     @cached_property
     def regions(self) -> list[Region]:
@@ -253,7 +273,7 @@ class Resources:
     def _changed_rows(self, step: int) -> ComputedRows:
         self._changed = changed_rows(self._state, self._plan.schedule, step, shift=self._shift)
         rows_BR = self._changed.repeat(self._views, 1)
-        return self._found(rows_BR, ScatterAttention(self._store, rows_BR, self._seen(rows_BR)))
+        return self._found(rows_BR, ScatterAttention(self._store, rows_BR, self._seen(rows_BR), self._sdpa))
 
     def _open_rows(self, step: int | Tensor, width: int) -> ComputedRows:
         own = self._own_rows
@@ -262,7 +282,7 @@ class Resources:
         rows = (
             own.rows_O if width == len(own.rows_O) else rows_BR
         )  # as a step without a cache has them, or each its own
-        return self._found(rows, KeepingAttention.of(self._store, rows_BR, fresh_BR, self._seen(rows)))
+        return self._found(rows, KeepingAttention.of(self._store, rows_BR, fresh_BR, self._seen(rows), self._sdpa))
 
     def _found(self, rows: Tensor, attend: Attend) -> ComputedRows:
         return ComputedRows(rows, self.padding.positions(rows, views=self._views), attend)
@@ -307,12 +327,12 @@ class Resources:
         if layerwise is Layerwise.NOTHING:
             if isinstance(self._store, PackedStore):
                 return PackedAttention(self._store, self._tensor(mine), self._mask(mine))
-            return StoreAttention(self._store, self._tensor(mine), self._mask(mine))
+            return StoreAttention(self._store, self._tensor(mine), self._mask(mine), self._sdpa)
         if layerwise is Layerwise.KEYS:
             by_worker = [self._rows(rows, worker) for worker in self._workers]
             sync = self._plan.config.sync
             how = {"overlap": sync.overlap, "kept": sync.mode != "exact"}  # a warm-up's keys are what `kv` goes on with
-            return layer_keys(self._wire, by_worker, self._store, self._mask(mine), **how)
+            return layer_keys(self._wire, by_worker, self._store, self._mask(mine), **how, ordered=self._ordered)
         own_keys = self._assignment.own_rows(self._layout, self._rank)
         own = [row for row in mine if row in set(own_keys)]
         return Partials(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from nap_runtime.decoding.machine import Plan, Step
 from nap_runtime.decoding.schedule import block_of
 from nap_runtime.decoding.state import CanvasState, Region
 from nap_runtime.distributed.consensus import consensus
+from nap_runtime.models import invariant
 from nap_runtime.models.transformer import accumulate_dtype
+from nap_runtime.numerics import Numerics
 from nap_runtime.traits import answer_slots, weight_argument
 from nap_runtime.worker.denoiser import Denoiser
 from nap_runtime.worker.resources import Resources
@@ -42,14 +45,26 @@ class Candidates:
 
 
 class Selector:
-    """Commits, on one worker's canvases, what the plan's rule picks."""
+    """Commits, on one worker's canvases, what the plan's rule picks.
 
-    def __init__(self, plan: Plan, denoiser: Denoiser, resources: Resources, state: CanvasState, rank: int) -> None:
+    Args:
+        numerics: `invariant`: candidates and scores of a slot depend on its own logits alone, bit for bit.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        denoiser: Denoiser,
+        resources: Resources,
+        state: CanvasState,
+        rank: int,
+        numerics: Numerics = "fast",
+    ) -> None:
         self._plan, self._layout, self._config = plan, plan.layout, plan.config
         self._denoiser, self._resources, self._state, self._rank = denoiser, resources, state, rank
         self._rule, self._traits = plan.config.picks_by, plan.config.traits
         self._eta = weight_argument(plan.config.rule_args)
-        self._several = plan.assignment.workers > 1
+        self._several, self._invariant = plan.assignment.workers > 1, numerics == "invariant"
 
     # -- regions ------------------------------------------------------------------------------------------------
 
@@ -160,36 +175,57 @@ class Selector:
 
     # -- candidates ---------------------------------------------------------------------------------------------
 
-    def _logits(self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor) -> Tensor:
-        """Guided scores of `slots` over the vocabulary: the head runs on their rows only. Shape [B, S, V]."""
+    def _guided(self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor) -> Tensor:
+        """Scores of `slots` over the vocabulary, guided in float32: the head runs on their rows only. [B, S, V]."""
         head = self._resources.scored(step, slots).head
         if head.dim() == 1:
             logits = self._denoiser.logits(hidden_BRD.index_select(1, head))
         else:
             at = head.repeat(len(hidden_BRD) // len(head), 1)[..., None].expand(-1, -1, hidden_BRD.shape[-1])
             logits = self._denoiser.logits(hidden_BRD.gather(1, at))
-        logits = logits.to(accumulate_dtype(logits.dtype))
-        if self._config.cfg:
-            given, without = logits.chunk(2)
-            logits = without + (self._config.cfg + 1) * (given - without)
-        logits[..., self._layout.mask_id] = -torch.inf  # a commit must unmask
-        return logits
+        if not self._config.cfg:
+            return logits
+        given, without = logits.to(accumulate_dtype(logits.dtype)).chunk(2)
+        return without + (self._config.cfg + 1) * (given - without)
+
+    def _allowed(self, logits_BSV: Tensor) -> Tensor:
+        """The same in float32 (float64 in float64), without the mask: a commit must unmask."""
+        wide_BSV = logits_BSV.to(accumulate_dtype(logits_BSV.dtype))
+        wide_BSV[..., self._layout.mask_id] = -torch.inf
+        return wide_BSV
 
     def _candidates(
         self, step: Step, slots: tuple[int, ...], hidden_BRD: Tensor, temperature: float | None = None
     ) -> Candidates:
         """Candidates of slots whose rows this worker has computed."""
         config, scored = self._config, self._resources.scored(step, slots)
-        slots_S, at = scored.slots_S, scored.positions
-        logits_BSV = self._logits(step, slots, hidden_BRD)
+        slots_S, logits_BSV = scored.slots_S, self._guided(step, slots, hidden_BRD)
         heat = config.temperature if temperature is None else temperature
-        ids_BS = confidence.draw(logits_BSV, temperature=heat, seed=config.seed, positions=at, step=step.step)
+        if not self._invariant:
+            logits_BSV = self._allowed(logits_BSV)
+        ids_BS, scores_BS = self._drawn(logits_BSV, heat, scored.positions, step.step)
         scored_BS = ids_BS
         if config.rule_args.get("score") == "token":
             scored_BS = torch.where(self._state.masked[:, slots_S], ids_BS, self._state.ids[:, slots_S])
-        scores_BS = confidence.log_confidence(config.confidence, logits_BSV, scored_BS)
-        gaps_BS = confidence.top_gap(logits_BSV) if self._rule == "prophet" else None
+            scores_BS = self._scores(logits_BSV, scored_BS)
+        gaps_BS = confidence.top_gap(self._allowed(logits_BSV)) if self._rule == "prophet" else None
         return Candidates(ids_BS, self._weighed(slots_S, scored_BS, scores_BS), gaps_BS)
+
+    def _drawn(self, logits_BSV: Tensor, heat: float, positions: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Candidates and their log-confidences."""
+        config = self._config
+        if not self._invariant:
+            ids_BS = confidence.draw(logits_BSV, temperature=heat, seed=config.seed, positions=positions, step=step)
+            return ids_BS, self._scores(logits_BSV, ids_BS)
+        number = [torch.full((), value, dtype=torch.int64, device=logits_BSV.device) for value in (config.seed, step)]
+        noise: dict[str, Any] = {"temperature": heat, "seed": number[0], "positions": positions, "step": number[1]}
+        return invariant.candidates(logits_BSV, config.confidence, self._layout.mask_id, **noise)
+
+    def _scores(self, logits_BSV: Tensor, ids_BS: Tensor) -> Tensor:
+        kind = self._config.confidence
+        if self._invariant:
+            return invariant.score(logits_BSV, ids_BS, kind, self._layout.mask_id)
+        return confidence.log_confidence(kind, logits_BSV, ids_BS)
 
     def _weighed(self, slots_S: Tensor, ids_BS: Tensor, scores_BS: Tensor) -> Tensor:
         """Scores with the weight of end-of-text, and with `p2` the η of committed slots."""
@@ -218,7 +254,7 @@ class Selector:
             return self._candidates(step, slots, hidden_BRD)  # all views are the same
         config, scored = self._config, self._resources.scored(step, slots)
         slots_S = scored.slots_S
-        logits_BSV = self._logits(step, slots, hidden_BRD)
+        logits_BSV = self._allowed(self._guided(step, slots, hidden_BRD))
         everybodys = self._resources.consensus(len(slots), logits_BSV.shape[-1]).run(logits_BSV)
         ids_BS, scores_BS = consensus(
             everybodys,

@@ -46,6 +46,7 @@ class Section:
             store=station.store.first(lanes * views_of(task.plan)),
             padding=Padding(tuple(pads), layout.size, worker.device),
             told=station.told.first(lanes),
+            numerics=worker.compiling.numerics,
         )
         self._steps: DeviceSteps | None = None
         if worker.compiling.mode != "none":

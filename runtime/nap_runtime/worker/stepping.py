@@ -189,6 +189,7 @@ class DeviceSteps:
             closes=self._layout.kind == "nap",
             always=part == "canvas",
             kernel=self._options.kernels and config.temperature == 0 and config.confidence == "max-prob",
+            invariant=self._options.numerics == "invariant",
         )
 
     def _slots_of(self, step: Step, kind: Kind) -> Slots:
