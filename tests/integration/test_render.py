@@ -67,7 +67,9 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dom]:
         pytest.skip("no chromium; Debian's package has it")
     profile = tmp_path_factory.mktemp("profile")
 
-    def run(page: Path, *, at: int | None = None, size: str = "1240,1150", picture: Path | None = None) -> Dom:
+    def run(
+        page: Path, *, at: int | None = None, size: str = "1240,1150", picture: Path | None = None, dark: bool = False
+    ) -> Dom:
         flags = [
             "--headless=new",
             "--no-sandbox",
@@ -77,6 +79,7 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dom]:
         ]
         flags += ["--virtual-time-budget=30000", "--disable-background-networking", "--no-first-run"]
         flags += [f"--screenshot={picture}"] if picture else ["--dump-dom"]
+        flags += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
         url = page.resolve().as_uri() + ("" if at is None else f"#step={at}")
         done = subprocess.run([chromium, *flags, url], capture_output=True, text=True, timeout=120, check=True)
         return Dom(done.stdout)
@@ -144,14 +147,25 @@ def test_a_remasked_slot_is_blank_again(record: DecodeRecord, browse: Callable[.
     assert [browse(page, at=step).cells[at][1] for step in (1, 2, 3)] == ["7", "", "8"]
 
 
-def test_a_screenshot_has_the_paths_colours(record: DecodeRecord, browse: Callable[..., Dom], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dark", "ground", "paths"),
+    [
+        (False, (255, 255, 255), ((11, 114, 133), (156, 54, 181), (42, 134, 60))),
+        (True, (20, 24, 29), ((79, 195, 217), (217, 163, 234), (105, 201, 125))),
+    ],
+    ids=["light", "dark"],
+)
+def test_a_screenshot_has_the_paths_colours(
+    record: DecodeRecord, browse: Callable[..., Dom], tmp_path: Path, dark: bool, ground: Any, paths: Any
+) -> None:
     image = pytest.importorskip("matplotlib.image")
     page, picture = tmp_path / "t.html", tmp_path / "t.png"
     page.write_text(trace_page(record), encoding="utf-8")
-    browse(page, picture=picture)
+    browse(page, picture=picture, dark=dark)
     pixels = (image.imread(picture)[..., :3] * 255).round().astype(int)
-    for colour in ((11, 114, 133), (156, 54, 181), (43, 138, 62)):
+    for colour in paths:
         assert (np.abs(pixels - colour).max(-1) <= 2).sum() > 100, colour
+    assert (np.abs(pixels - ground).max(-1) <= 2).mean() > 0.4
 
 
 def test_the_page_stands_alone(record: DecodeRecord) -> None:

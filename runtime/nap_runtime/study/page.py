@@ -32,7 +32,13 @@ def trace_page(record: DecodeRecord, tokenizer: Tokenizer | None = None, *, titl
         "PROMPT": html.escape(prompt or "(special tokens only)"),
         "DATA": script_json(page_data(record, word)),
     }
-    return fill((PAGES / "trace.html").read_text(encoding="utf-8"), values)
+    return page_of("trace", values)
+
+
+def page_of(name: str, values: Mapping[str, str]) -> str:
+    """One of the pages, filled, in the palette that all share: light or dark, as the reader's system is."""
+    palette = (PAGES / "palette.css").read_text(encoding="utf-8").strip()
+    return fill((PAGES / f"{name}.html").read_text(encoding="utf-8"), {"PALETTE": palette, **values})
 
 
 def fill(page: str, values: Mapping[str, str]) -> str:

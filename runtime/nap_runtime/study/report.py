@@ -15,7 +15,7 @@ from nap_runtime.models.files import write_text_atomic
 from nap_runtime.study import plots
 from nap_runtime.study.figures import save, svg_of
 from nap_runtime.study.measures import METRICS
-from nap_runtime.study.page import PAGES, fill
+from nap_runtime.study.page import page_of
 from nap_runtime.study.rows import RowFile
 from nap_runtime.study.table import write_tables
 
@@ -75,7 +75,7 @@ def write_report(folder: Path) -> Path:
     """
     results = read_results(folder)
     body = "\n".join(_sections(results))
-    page = fill((PAGES / "report.html").read_text("utf-8"), {"TITLE": escape(results.study["title"]), "BODY": body})
+    page = page_of("report", {"TITLE": escape(results.study["title"]), "BODY": body})
     target = folder / "report.html"
     write_text_atomic(target, page)
     return target
