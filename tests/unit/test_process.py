@@ -7,14 +7,24 @@ from typing import Any
 
 import pytest
 
+from nap_runtime.distributed.comm import Solo
 from nap_runtime.executor.process import Setup, WorkerProcess
 from nap_runtime.job import DecodeConfig
 from nap_runtime.storage import NATIVE
 from nap_runtime.worker import Outcome
 
 
+class Alone(Solo):
+    """A group of one without torch's: that one a training in this process may have, and keep."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @pytest.fixture
-def process() -> Iterator[WorkerProcess]:
+def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerProcess]:
+    monkeypatch.setattr("nap_runtime.executor.process.TorchCommunicator", Alone)
     where: dict[str, Any] = {"device": "cpu", "compile": "none", "threads": 1, "timeout": 20.0}
     alone = WorkerProcess(Setup(model="nap-tiny", dtype="float32", storage=NATIVE, **where))
     alone.load()

@@ -165,6 +165,8 @@ def _each(batches: Sequence[Batch], teacher: Teacher) -> Iterator[tuple[Batch, l
             try:
                 results.put((batch, teacher.sample(batch)))
             except BaseException as error:
+                if not isinstance(error, TeacherError) or error.fatal:
+                    stopped.set()  # here: until whoever reads the results hears of it, others would go on asking
                 results.put((batch, error))
         results.put(None)
 
