@@ -65,7 +65,7 @@ class CompileOptions:
         unroll: steps in one graph, of mode `graph`.
         kernels: whether hand-written kernels and products in place stand in for compiled ones, where they can.
         numerics: `invariant`: a row's bits do not depend on what is computed with it (`models/invariant.py`). It has
-            products, attention and kernels of its own, and no compiled regions.
+            products, attention and kernels of its own; what is compiled is what comes before and after the layers.
 
     Raises:
         UsageError: a value is unknown, or these numerics leave it unused.
@@ -91,8 +91,7 @@ class CompileOptions:
             self._check_unused()
 
     def _check_unused(self) -> None:
-        usual = {"gemm": "library", "attention": "auto", "dynamic": None, "regions": True, "kernels": True}
-        for name, value in usual.items():
+        for name, value in {"gemm": "library", "attention": "auto", "kernels": True}.items():
             if getattr(self, name) != value:
                 text = f"{name}: numerics 'invariant' has products, attention and kernels of its own; leave it out"
                 raise UsageError(text, field=name)

@@ -56,7 +56,7 @@ class InvariantDenoiser:
     def logits(self, hidden_BRD: Tensor) -> Tensor:
         """Vocabulary scores, logits_BRV, in the model's dtype."""
         logits_XV = invariant.product(hidden_BRD.flatten(0, 1), self.model.head_weight)
-        return logits_XV.view(*hidden_BRD.shape[:2], -1)
+        return logits_XV.view(*hidden_BRD.shape[:2], logits_XV.shape[-1])
 
 
 def _norm(norm: RMSNorm, x_XD: Tensor) -> Tensor:
