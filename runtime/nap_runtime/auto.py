@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nap_runtime.errors import UsageError
@@ -62,6 +62,10 @@ class AutoSync:
         """What every policy that may be chosen shares."""
         names = ("topology", "summary", "top", "settle")
         return {name: getattr(self, name) for name in names}
+
+    def on(self, trained: Topology | None) -> AutoSync:
+        """For a model that was trained with a topology, where none is asked for."""
+        return self if self.topology is not None or trained in (None, "full") else replace(self, topology=trained)
 
     def check_cache(self, layout: str | None, cache: str | None) -> None:
         """Refuse a cache of paths: it needs steps without a sync, and what is chosen may have one at every step.

@@ -31,7 +31,8 @@ class SyncPolicy:
         warmup: steps that are exact before K applies; `tokens`, `shared` and `kv` only.
         overlap: the exchange runs beside the next step and is waited for one step later (`tokens` and `kv`), or
             at every layer beside attention to the own rows (`exact`, which stays as fresh).
-        topology: who sees whom (None: `hub` for `shared`, else `full`).
+        topology: who sees whom (None: what the model was trained with, where its `decode.json` says so; else `hub` for
+            `shared`, `full` for others).
         summary: how the summary is decoded (None: `gather`). `consensus`: by every worker from its own view, their
             log-probabilities averaged. `live`: as `gather`, and at each sync it is also scored from what the paths
             hold so far.

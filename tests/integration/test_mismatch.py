@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from nap_runtime.api import decode
+from nap_runtime.job import DecodeConfig
 from nap_runtime.models.shapes import make_model_dir
 from nap_trainer.settings import TrainConfig
 from nap_trainer.words_study import study_tokenizer
@@ -60,6 +62,8 @@ def test_a_run_goes_on_where_it_was(
     for name in ("stale", "hub"):
         defaults = json.loads((tmp_path / name / "model" / "decode.json").read_text())
         assert (defaults["paths"], defaults["path_tokens"], defaults["summary_tokens"]) == (3, 40, 8)
+        decoded = decode("how many", DecodeConfig(steps=2), model=tmp_path / name / "model")
+        assert decoded.record.config["sync"]["topology"] == defaults["topology"] == {"hub": "hub"}.get(name, "full")
     assert mismatch.main([*words, "--only", "none"]) == 2
     assert "only: unknown arm 'none'" in capsys.readouterr().err
 

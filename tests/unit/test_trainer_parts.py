@@ -138,7 +138,10 @@ def test_flops_by_hand() -> None:
 
 def test_decode_defaults_are_the_training_canvas() -> None:
     nap = config(data={"paths": [1, 3], "path_tokens": [30, 50], "summary_tokens": 9}, evaluate={"eos_weight": 0.5})
-    assert decode_defaults(nap) == {"paths": 3, "path_tokens": 50, "summary_tokens": 9, "eos_weight": 0.5}
+    assert decode_defaults(nap) == {"paths": 3, "path_tokens": 50, "summary_tokens": 9, "eos_weight": 0.5,
+                                    "topology": "full"}  # fmt: skip
+    for topology, named in (("hub", "hub"), ("isolated", "isolated"), ("mixed", None)):
+        assert decode_defaults(config(objective={"topology": topology})).get("topology") == named
     chain = config(data={"format": "long-cot", "path_tokens": 90})
     assert decode_defaults(chain)["paths"] == 1
     plain = config(data={"format": "text", "paths": [1], "answer": "free", "gen_length": 77})

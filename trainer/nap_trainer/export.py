@@ -33,14 +33,19 @@ def export_model(engine: ZeroEngine, card: ModelCard, settings: TrainConfig, out
         raise ModelError(f"{out}: {size} bytes exceed run.max_bytes {settings.run.max_bytes}: make the model smaller")
 
 
-def decode_defaults(settings: TrainConfig) -> dict[str, int | float]:
-    """What `decode.json` tells the runtime: the canvas that the model was trained on."""
+def decode_defaults(settings: TrainConfig) -> dict[str, int | float | str]:
+    """What `decode.json` tells the runtime: the canvas that the model was trained on, and who saw whom on it.
+
+    A model that was trained with all topologies (`mixed`) knows them all: none is named.
+    """
     data = settings.data
     if data.plain:
         return {"gen_length": data.gen_length, "eos_weight": settings.evaluate.eos_weight}
+    topology = settings.objective.topology
     return {
         "path_tokens": high(data.path_tokens),
         "summary_tokens": high(data.summary_tokens),
         "eos_weight": settings.evaluate.eos_weight,
         "paths": max(data.paths) if data.format == "nap" else 1,
+        **({} if topology == "mixed" else {"topology": topology}),
     }

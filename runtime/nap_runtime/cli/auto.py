@@ -89,7 +89,7 @@ def _chosen(card: ModelCard, settings: Settings, question: str | None, machine: 
         storage=settings.storage,
         threads=1 if settings.device == "cuda" else max(1, (os.cpu_count() or 1) // settings.workers),
     )
-    choice = choose(settings.auto, decode, machine)
+    choice = choose(settings.auto.on(settings.config.sync.topology), decode, machine)
     print(f"nap: {_line(choice, settings.workers, where)}", file=sys.stderr, flush=True)
     return replace(settings, config=settings.config.with_values(sync=choice.policy), auto=None).resolved(card)
 
@@ -119,7 +119,7 @@ def chooser(group: GroupSettings, link: str | None = None) -> Chooser:
             threads=threads,
             storage=group.storage,
         )
-        choice = choose(asked, decode, machine)
+        choice = choose(asked.on(config.sync.topology), decode, machine)
         return choice.policy, _line(choice, group.workers, where)
 
     return chosen

@@ -178,7 +178,12 @@ SYNC = (
     Option("every", "steps between syncs, of tokens, shared and kv", str(_S.period), integer, "K"),
     Option("warmup", "steps that are exact before --every applies", str(_S.warmup), integer, "N"),
     Option("overlap", "exchange beside the next step, of tokens and kv, or beside attention, of exact", "off", None),
-    Option("topology", "who sees whom", "hub for sync shared, else full", metavar=_choices(job.Topology)),
+    Option(
+        "topology",
+        "who sees whom",
+        "the model's; else hub for sync shared, full for others",
+        metavar=_choices(job.Topology),
+    ),
     Option(
         "summary",
         "how the summary is decoded: by one worker, by all as they agree, or as by one and scored at each sync too",

@@ -15,7 +15,7 @@ from nap_runtime.job import DecodeConfig
 from nap_runtime.models.config import ModelConfig
 from nap_runtime.models.loading import ModelCard
 from nap_runtime.models.tokenizer import Tokenizer
-from nap_runtime.policy import CONSENSUS_TOP
+from nap_runtime.policy import CONSENSUS_TOP, SyncPolicy, Topology
 
 _Blocks = tuple[tuple[int, ...], ...]  # ids of each block, the summary's last
 
@@ -29,6 +29,7 @@ class DecodeDefaults:
     summary_tokens: int = 32
     gen_length: int = 128
     eos_weight: float = 1.0
+    topology: Topology | None = None  # of canvases with paths; None: not known, or all of them
 
     @classmethod
     def of(cls, folder: Path) -> DecodeDefaults:
@@ -45,6 +46,7 @@ class DecodeDefaults:
             defaults = cls(**values)
             DecodeConfig(paths=defaults.paths, path_tokens=defaults.path_tokens, summary_tokens=defaults.summary_tokens)
             DecodeConfig(layout="plain", gen_length=defaults.gen_length, eos_weight=defaults.eos_weight)
+            SyncPolicy(topology=defaults.topology)
             return defaults
         except (TypeError, ValueError, RecursionError) as error:
             known = ", ".join(f.name for f in fields(cls))
@@ -52,7 +54,11 @@ class DecodeDefaults:
 
 
 def resolve(config: DecodeConfig, defaults: DecodeDefaults) -> DecodeConfig:
-    """The same config with every default written out, so that a record or a printed config repeats the run."""
+    """The same config with every default written out, so that a record or a printed config repeats the run.
+
+    Raises:
+        UsageError: its sync needs another topology than the model was trained with, and none was asked for.
+    """
     changes: dict[str, Any] = {"rule": config.picks_by, "scope": config.picks_over, **config.defaults_of_rule()}
     nap = config.layout == "nap"
     wanted: tuple[str, ...] = ("paths", "path_tokens", "summary_tokens") if nap else ("gen_length",)
@@ -67,8 +73,22 @@ def resolve(config: DecodeConfig, defaults: DecodeDefaults) -> DecodeConfig:
         changes["paths"] = config.n_paths
     summary = (config.sync.summary or "gather") if nap else None
     top = config.sync.top or (CONSENSUS_TOP if summary == "consensus" else None)
-    changes["sync"] = replace(config.sync, topology=config.sync.sees, summary=summary, top=top)
+    changes["sync"] = replace(config.sync, topology=_topology(config, defaults), summary=summary, top=top)
     return replace(config, **changes)
+
+
+def _topology(config: DecodeConfig, defaults: DecodeDefaults) -> Topology:
+    """Who sees whom: as asked for, else as the model was trained, else as the sync has it."""
+    sync, trained = config.sync, defaults.topology
+    if sync.topology is not None or trained is None or config.layout == "plain":
+        return sync.sees
+    if sync.mode in ("shared", "kv") and sync.sees != trained:
+        text = (
+            f"topology: sync '{sync.mode}' needs '{sync.sees}', and the model was trained with '{trained}'; "
+            f"choose another sync, or give topology '{sync.sees}' to decode it so all the same"
+        )
+        raise UsageError(text, field="topology")
+    return trained
 
 
 def prompt_ids(card: ModelCard, question: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from nap_runtime.api import check_device, check_dtype, measure_link, runs_elsewhere
@@ -50,8 +51,9 @@ def choose_sync(
     for name, value in (("workers", workers), ("batch_size", batch_size)):
         at_least(name, value, 1)
     card = read_card(model)
-    given = (config or DecodeConfig()).sync
-    config = resolve(config or DecodeConfig(), DecodeDefaults.of(card.path))
+    defaults, config = DecodeDefaults.of(card.path), config or DecodeConfig()
+    given = config.sync
+    config = resolve(config.with_values(sync=replace(given, topology=given.sees)), defaults)
     if workers > config.n_paths:
         raise UsageError(f"workers: {workers} workers for {config.n_paths} paths", field="workers")
     kept = {name: getattr(given, name) for name in ("topology", "summary", "top", "settle")}
@@ -67,7 +69,8 @@ def choose_sync(
         threads=1 if device == "cuda" else max(1, (os.cpu_count() or 1) // workers),
     )
     machine = _machine(model, workers, link, device, dtype)
-    return choose(AutoSync(link=link, overhead=overhead, **kept), decode, machine)
+    asked = AutoSync(link=link, overhead=overhead, **kept)
+    return choose(asked if config.layout == "plain" else asked.on(defaults.topology), decode, machine)
 
 
 def _machine(model: str | Path, workers: int, link: str | None, device: Device, dtype: DType) -> Machine:
