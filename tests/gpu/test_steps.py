@@ -65,11 +65,13 @@ def test_kernels_of_our_own_decide_as_plain_steps_do(
     for config in configs:
         for summary in (12, 1):  # a head of one slot is filled up
             layout = nap_layout((19, 12, summary))
-            task = make_task(layout, DecodeConfig(paths=2, **config), [prompt_of(seed) for seed in range(2)])
-            one, other = collect(plain, task), collect(ours, task)
-            for mine, its in zip(one.records, other.records, strict=True):
-                found = compare(mine, its, rtol=1e-3)
-                assert found.agrees, (config, found)
+            for tokens in ((5, 5), (5, 3)):  # and a batch with padding, where each canvas has angles of its own
+                prompts = [prompt_of(seed, tokens=tokens[seed]) for seed in range(2)]
+                task = make_task(layout, DecodeConfig(paths=2, **config), prompts)
+                one, other = collect(plain, task), collect(ours, task)
+                for mine, its in zip(one.records, other.records, strict=True):
+                    found = compare(mine, its, rtol=1e-3)
+                    assert found.agrees, (config, tokens, found)
 
 
 @pytest.mark.parametrize("groups", [1, 4])

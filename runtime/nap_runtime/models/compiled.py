@@ -251,7 +251,7 @@ class CompiledDenoiser:
         return h_BRD  # type: ignore[no-any-return]
 
     def _attention(self, layer: Layer, h_BRD: Tensor, rope: Rope, attend: Attend) -> Tensor:
-        if isinstance(attend, PlacedAttention) and self._rotates(layer.attn, h_BRD, rope):
+        if isinstance(attend, PlacedAttention) and self._rotates(layer.attn, h_BRD):
             q_BHRE = self._rotate_store(layer.attn, h_BRD, rope, *attend.place(layer.index))
             return attend.placed(layer.index, q_BHRE)
         if isinstance(attend, StoreAttention):
@@ -266,10 +266,10 @@ class CompiledDenoiser:
             return grouped_sdpa(q_BHRE, keys, values, attend.mask_RN)
         return attend(layer.index, *self._enter(layer.attn, h_BRD, *rope))
 
-    def _rotates(self, attn: Attention, h_BRD: Tensor, rope: Rope) -> bool:
+    def _rotates(self, attn: Attention, h_BRD: Tensor) -> bool:
         """Whether one kernel rotates, and puts keys and values where they go."""
-        plain = isinstance(attn.qkv, Projection) and rope[0].dim() == 2
-        return self.options.kernels and plain and kernels.rotates(h_BRD, attn.head_dim)
+        wanted = self.options.kernels and isinstance(attn.qkv, Projection)
+        return wanted and kernels.rotates(h_BRD, attn.head_dim)
 
     def _rotate_store(
         self, attn: Attention, h_BRD: Tensor, rope: Rope, columns_R: Tensor, held: tuple[Tensor, Tensor]
