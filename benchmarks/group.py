@@ -12,7 +12,8 @@ of one group, each with the same random weights, so that a run takes a minute.
 does under the same sync: the rows of all paths, at syncs the shared ones too. `sync`: share of the time, on the first
 device, that is blocked in exchanges or goes to rows that only a sync asks for; what a captured step waits inside
 (`exact`) is not in it, the kernels named after NCCL are (`kernels` in the file). `launch`: milliseconds a step in which
-the host hands on work; the rest of the step it is idle, or reads a report.
+the host hands on work; the rest of the step it is idle, or reads a report. `ids`: share of equal ones, of the slots that
+the first worker answers for, with those of the whole canvas on one device: of `exact` all with `--numerics invariant`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from nap_runtime.distributed.torch_group import GroupAddress, TorchCommunicator,
 from nap_runtime.job import COMPILE_MODES
 from nap_runtime.models.compiled import CompileOptions
 from nap_runtime.models.config import ModelConfig
+from nap_runtime.numerics import NUMERICS
 from nap_runtime.worker import BlockWorker, Outcome, Task, prepare
 from nap_runtime.worker.loop import _Run
 
@@ -97,6 +99,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--summary", type=int, default=8)
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--compile", default="graph", choices=COMPILE_MODES)
+    parser.add_argument("--numerics", default="fast", choices=NUMERICS)
     parser.add_argument("--policies", default=",".join(name.replace(", ", ":") for name in POLICIES))
     parser.add_argument("--repeats", type=int, default=5, help="decodes that are timed, at least 5")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
@@ -124,13 +127,14 @@ def _member(rank: int, address: GroupAddress, args: argparse.Namespace, answers:
     )
     lines = list(_lines(group, device, args))
     if rank == 0:
-        answers.put({**head(device.type), "compile": args.compile, "dtype": args.dtype, "lines": lines})
+        how = {"compile": args.compile, "numerics": args.numerics, "dtype": args.dtype}
+        answers.put({**head(device.type), **how, "lines": lines})
     group.close()
 
 
 def _lines(group: Communicator, device: torch.device, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = random_model(args.shape, device, args.dtype)
-    options = CompileOptions(mode=args.compile)
+    options = CompileOptions(mode=args.compile, numerics=args.numerics)
     denoiser, dtype = prepare(model, options), getattr(torch, args.dtype)
     whole: dict[str, Any] = {}  # of the first case, on the first device; elsewhere the first line stands in for it
     for case in _cases(args):
@@ -265,12 +269,14 @@ def _wait(device: torch.device) -> None:
 def _table(found: dict[str, Any]) -> str:
     about = found["environment"]
     lines = [f"{about['device_name']} x {about['devices']}, torch {about['torch']}, commit {about['commit']}"]
-    lines.append(f"{'':26} {'ms/step':>8} {'speed':>7} {'rows':>6} {'sync':>6} {'launch':>7} {'wire MiB':>9}")
+    lines.append(
+        f"{'':26} {'ms/step':>8} {'speed':>7} {'rows':>6} {'sync':>6} {'launch':>7} {'wire MiB':>9} {'ids':>7}"
+    )
     for line in found["lines"]:
         share = "" if line["sync_share"] is None else f"{line['sync_share']:.1%}"
         lines.append(
             f"{line['case']:26} {line['ms_per_step']:8.2f} {line['speed']:6.2f}x {line['rows_per_forward']:6.0f} "
-            f"{share:>6} {line['launch_ms_per_step']:7.2f} {line['wire_bytes'] / 2**20:9.1f}"
+            f"{share:>6} {line['launch_ms_per_step']:7.2f} {line['wire_bytes'] / 2**20:9.1f} {line['same_ids']:7.1%}"
         )
     return "\n".join(lines)
 
