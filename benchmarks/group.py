@@ -12,8 +12,8 @@ of one group, each with the same random weights, so that a run takes a minute.
 does under the same sync: the rows of all paths, at syncs the shared ones too. `sync`: share of the time, on the first
 device, that is blocked in exchanges or goes to rows that only a sync asks for; what a captured step waits inside
 (`exact`) is not in it, the kernels named after NCCL are (`kernels` in the file). `launch`: milliseconds a step in which
-the host hands on work; the rest of the step it is idle, or reads a report. `ids`: share of equal ones, of the slots that
-the first worker answers for, with those of the whole canvas on one device: of `exact` all with `--numerics invariant`.
+the host hands on work; the rest of the step it is idle, or reads a report. `ids`: share of equal ones, of the slots
+that the first worker answers for, with the whole canvas on one device: of `exact` all with `--numerics invariant`.
 """
 
 from __future__ import annotations
