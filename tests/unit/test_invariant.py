@@ -298,11 +298,11 @@ def decoded(decoded: Any) -> list[list[Any]]:
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("shape", "config"),
+    ("shape", "dtype", "config"),
     [
-        ("dream-tiny", {"steps": 3}),
-        ("llada-tiny", {"steps": 3, "temperature": 0.6, "sync": SyncPolicy("exact", topology="hub")}),
-        ("llada-tiny", {"steps": 4, "confidence": "margin", "sync": SyncPolicy("none"), "cache": "dkv"}),
+        ("dream-tiny", torch.bfloat16, {"steps": 3}),
+        ("llada-tiny", torch.float32, {"steps": 3, "temperature": 0.6, "sync": SyncPolicy("exact", topology="hub")}),
+        ("llada-tiny", torch.float32, {"steps": 4, "confidence": "margin", "sync": SyncPolicy("none"), "cache": "dkv"}),
     ],
     ids=str,
 )
@@ -314,12 +314,17 @@ def test_a_canvas_alone_and_in_a_batch(
     collect: Any,
     anywhere: None,
     shape: str,
+    dtype: torch.dtype,
     config: dict[str, Any],
 ) -> None:
-    """In bfloat16, beside canvases with shorter prompts and longer ones: every id and every bit of its score."""
-    prompts = [prompt_of(seed, tokens=tokens) for seed, tokens in enumerate((7, 4, 5))]
-    model = copy.deepcopy(tiny_model(shape, 1, torch.bfloat16)).to(DEVICE)
-    executor = InlineExecutor(model, dtype=torch.bfloat16, device=DEVICE, compiling=STEPS)
+    """Beside canvases with shorter prompts and longer ones: every id and every bit of its score.
+
+    In float32, where an order shows that bfloat16 would round away, keys make two blocks.
+    """
+    longest = 7 if dtype == torch.bfloat16 else 22
+    prompts = [prompt_of(seed, tokens=longest - less) for seed, less in enumerate((0, 9 if longest > 9 else 3, 2))]
+    model = copy.deepcopy(tiny_model(shape, 1, dtype)).to(DEVICE)
+    executor = InlineExecutor(model, dtype=dtype, device=DEVICE, compiling=STEPS)
     wanted = DecodeConfig(paths=2, **config)
 
     def run(some: list[tuple[int, ...]]) -> list[list[Any]]:
@@ -335,10 +340,10 @@ def test_a_canvas_alone_and_in_a_batch(
 def test_several_workers_equal_one(
     tiny_model: Any, nap_layout: Any, prompt_of: Any, make_task: Any, collect: Any, anywhere: None
 ) -> None:
-    """`exact` in bfloat16: rows are shared, keys and values travel, the summary is scored by both."""
-    model = copy.deepcopy(tiny_model("dream-tiny", 2, torch.bfloat16)).to(DEVICE)
-    wanted, place = DecodeConfig(paths=2, steps=4), {"dtype": torch.bfloat16, "device": DEVICE}
-    layout, prompts = nap_layout((5, 4), summary=3), [prompt_of(0), prompt_of(1, tokens=3)]
+    """`exact`: rows are shared, keys and values travel, the summary is scored by both."""
+    model = copy.deepcopy(tiny_model("dream-tiny", 2, torch.float32)).to(DEVICE)
+    wanted, place = DecodeConfig(paths=2, steps=4), {"dtype": torch.float32, "device": DEVICE}
+    layout, prompts = nap_layout((12, 11), summary=4, prompt=9), [prompt_of(0, tokens=9), prompt_of(1, tokens=4)]
     found = []
     for workers in (1, 2):
         executor = InlineExecutor(model, workers=workers, compiling=STEPS, **place)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ is refused.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nap_runtime import decode
+from nap_runtime.bench import figures
 from nap_runtime.bench.spec import BenchSpec
 from nap_runtime.cli.settings import Settings
 from nap_runtime.decoding import confidence
@@ -252,7 +254,24 @@ def test_settings_refuse(changes: dict[str, Any], message: str) -> None:
             GroupSettings(**{**GPU, **changes})
 
 
-def test_a_benchmark_holds_equal_ids() -> None:
+def test_a_benchmark_holds_equal_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others agree up to a near-tie."""
+    allowed: list[float] = []
+
+    def compare(one: Any, other: Any, *, rtol: float) -> Any:
+        allowed.append(rtol)
+        return SimpleNamespace(agrees=True)
+
+    monkeypatch.setattr(figures, "compare", compare)
+    sample: Any = SimpleNamespace(ids=(torch.zeros(2).numpy(),), records=(SimpleNamespace(layout=0),))
+    syncs: Any = ("exact", "none")
+    for numerics in ("fast", "invariant"):
+        spec = BenchSpec(**{**GPU, "compile": ("graph",), "numerics": numerics, "sync": syncs})  # type: ignore[arg-type]
+        figures._check("another", sample, sample, spec, must=True)
+    assert allowed == [2e-2, 0.0]
+
+
+def test_a_benchmark_of_these_numerics() -> None:
     syncs = ("exact", "kv", "tokens", "none")
     spec = BenchSpec(**{**GPU, "compile": ("default", "graph"), "sync": syncs})  # type: ignore[arg-type]
     assert spec.compile_options("graph").numerics == "invariant"
