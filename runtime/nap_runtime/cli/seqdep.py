@@ -122,7 +122,7 @@ def _scorer(args: argparse.Namespace) -> tuple[Scorer, Path]:
 
 def _digest(args: argparse.Namespace, scorer: Path, unit: str) -> str:
     """Of all that decides a row: what scorer and texts hold, not where they lie."""
-    from nap_runtime.study.contents import digest_of_file, digest_of_model
+    from nap_runtime.models.contents import digest_of_file, digest_of_model
     from nap_runtime.study.rows import digest_of
 
     file = getattr(args, "file", None)

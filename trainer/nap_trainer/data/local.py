@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nap_runtime.errors import ModelError, UsageError
+from nap_runtime.models.contents import digest_of_model
 from nap_trainer.data.teachers import Request, Trace
 
 
@@ -47,11 +48,12 @@ class LocalTeacher:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Model and sampling."""
+        """Model, by what its files hold, and sampling."""
         s = self._settings
-        name = s.folder.resolve().name
+        held = digest_of_model(s.folder if s.gguf_file is None else s.folder / s.gguf_file)
         sampling = {"temperature": s.temperature, "max_tokens": s.max_tokens, "seed": s.seed}
-        return {"teacher": "hf", "model": name, "gguf_file": s.gguf_file, **sampling}
+        name = s.folder.resolve().name
+        return {"teacher": "hf", "model": name, "gguf_file": s.gguf_file, "model_contents": held, **sampling}
 
     def stop(self) -> None:
         """A batch that is being made is not interrupted."""
