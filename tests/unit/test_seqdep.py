@@ -32,7 +32,7 @@ from nap_runtime.metrics.seqdep import (
     orders,
     split,
 )
-from nap_runtime.study import contents
+from nap_runtime.models import contents
 from nap_runtime.study.dependence import Text, read_rows, score_rows, summarise, texts_of
 from nap_runtime.study.rows import RowFile
 
