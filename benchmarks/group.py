@@ -22,10 +22,13 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +76,28 @@ def main() -> None:
     args = _arguments()
     context = multiprocessing.get_context("spawn")
     store, address = open_store("127.0.0.1", TIMEOUT)
-    answers = context.SimpleQueue()
-    members = [context.Process(target=_member, args=(rank, address, args, answers)) for rank in range(args.workers)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join()
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "answer.json"
+        members = [context.Process(target=_member, args=(rank, address, args, answer)) for rank in range(args.workers)]
+        for member in members:
+            member.start()
+        _end_together(members)
+        found = json.loads(answer.read_text())
     del store
-    if any(member.exitcode for member in members):
-        raise SystemExit("a process of the group failed")
-    found = answers.get()
     print(_table(found))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _end_together(members: Sequence[BaseProcess]) -> None:
+    """Wait for all; where one fails, the others would wait for it until the group's timeout."""
+    while running := [member for member in members if member.exitcode is None]:
+        wait([member.sentinel for member in running])
+        if any(member.exitcode for member in members):
+            for member in members:
+                member.kill()
+            raise SystemExit("a process of the group failed; its error stands above")
 
 
 def _arguments() -> argparse.Namespace:
@@ -116,7 +127,7 @@ def _arguments() -> argparse.Namespace:
 # -- a process ----------------------------------------------------------------------------------------------------
 
 
-def _member(rank: int, address: GroupAddress, args: argparse.Namespace, answers: Any) -> None:
+def _member(rank: int, address: GroupAddress, args: argparse.Namespace, answer: Path) -> None:
     device = torch.device("cuda", rank) if args.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -128,7 +139,7 @@ def _member(rank: int, address: GroupAddress, args: argparse.Namespace, answers:
     lines = list(_lines(group, device, args))
     if rank == 0:
         how = {"compile": args.compile, "numerics": args.numerics, "dtype": args.dtype}
-        answers.put({**head(device.type), **how, "lines": lines})
+        answer.write_text(json.dumps({**head(device.type), **how, "lines": lines}))
     group.close()
 
 

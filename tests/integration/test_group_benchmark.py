@@ -42,3 +42,9 @@ def test_wrong_options(arguments: tuple[str, ...], said: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]
+
+
+def test_one_that_fails_ends_the_others() -> None:
+    done = run("--slots", "9", "--summary", "8")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "a process of the group failed; its error stands above"
