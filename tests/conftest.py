@@ -174,6 +174,17 @@ class Decoded:
             for position, token in zip(delta.positions, delta.ids, strict=True)
         )
 
+    def decisions(self) -> list[list[tuple[int, int, int, float]]]:
+        """Of each canvas (step, position, id, score) of every commit, sorted, the scores as they are."""
+        return [
+            sorted(
+                (delta.step, int(position), int(token), float(score))
+                for delta in record.commits
+                for position, token, score in zip(delta.positions, delta.ids, delta.log_confidence, strict=True)
+            )
+            for record in self.records
+        ]
+
 
 def gather(task: Task, outcomes: Sequence[Outcome], reports: Sequence[Report]) -> Decoded:
     """Records from what the workers gave back; the reports must replay to the workers' own canvas."""

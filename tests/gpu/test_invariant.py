@@ -119,18 +119,6 @@ def models() -> dict[str, Any]:
     return found
 
 
-def decisions(decoded: Any) -> list[list[Any]]:
-    """Of each canvas everything that was committed, with the scores as they are."""
-    return [
-        sorted(
-            (delta.step, int(position), int(token), float(score))
-            for delta in record.commits
-            for position, token, score in zip(delta.positions, delta.ids, delta.log_confidence, strict=True)
-        )
-        for record in decoded.records
-    ]
-
-
 CONFIGS: list[dict[str, Any]] = [
     {"steps": 20},
     {"steps": 16, "temperature": 0.7, "seed": 4, "sync": SyncPolicy("exact", topology="hub")},
@@ -157,7 +145,7 @@ def test_a_batch_of_eight_is_eight_batches_of_one(
 
         def run(some: list[Any], config: dict[str, Any] = config, executor: Any = executor) -> list[list[Any]]:
             layout: CanvasLayout = nap_layout((31, 28), summary=9, prompt=max(map(len, some)))
-            return decisions(collect(executor, make_task(layout, DecodeConfig(paths=2, **config), some)))
+            return collect(executor, make_task(layout, DecodeConfig(paths=2, **config), some)).decisions()
 
         together = run(prompts)
         for seed in (0, 1, 7):
@@ -176,7 +164,7 @@ def test_two_workers_are_one(
     for workers, options in ((1, HOW[1]), (1, HOW[0]), (2, HOW[0])):
         model = models["dream-tiny"]
         executor = InlineExecutor(model, workers=workers, dtype=torch.bfloat16, device="cuda", compiling=options)
-        found.append(decisions(collect(executor, make_task(layout, wanted, prompts, workers))))
+        found.append(collect(executor, make_task(layout, wanted, prompts, workers)).decisions())
     assert found[0] == found[1] == found[2]
 
 
@@ -189,7 +177,7 @@ def test_compiled_commits_are_the_same_bits(
     found = []
     for options in (HOW[0], CompileOptions(mode="graph", numerics="invariant")):
         executor = InlineExecutor(models["llada-tiny"], dtype=torch.bfloat16, device="cuda", compiling=options)
-        found.append(decisions(collect(executor, task)))
+        found.append(collect(executor, task).decisions())
     assert found[0] == found[1]
 
 

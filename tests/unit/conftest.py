@@ -1,10 +1,14 @@
-"""What unit tests share: Triton's interpreter, mended."""
+"""What unit tests share: Triton's interpreter, mended, and a file's tests in a process that interprets."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,3 +68,18 @@ def interpreter_is_mended() -> None:
     """Where kernels are interpreted."""
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") and not torch.cuda.is_available():
         mend_interpreter()
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Callable[[str], None]:
+    """`(file)` → run its other tests where Triton interprets (it has to know when it is imported); all must pass."""
+
+    def run(file: str) -> None:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not test_interpreted", file]
+        env, folder = os.environ | {"TRITON_INTERPRET": "1"}, Path(file).resolve().parents[2]
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert " passed" in done.stdout
+        assert "skipped" not in done.stdout.splitlines()[-1]
+
+    return run

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,16 +44,9 @@ if INTERPRETED:
 
 @pytest.mark.skipif(find_spec("triton") is None or ON_GPU, reason="needs Triton, without a GPU")
 @pytest.mark.timeout(400)
-def test_interpreted() -> None:
-    """The tests below in a process that interprets kernels: Triton has to know when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not test_interpreted", __file__]
-    folder = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout.splitlines()[-1]
+def test_interpreted(interpreted: Callable[[str], None]) -> None:
+    """The tests below in a process that interprets kernels."""
+    interpreted(__file__)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -284,18 +274,6 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(invariant, "check_kernels", lambda device: None)
 
 
-def decoded(decoded: Any) -> list[list[Any]]:
-    """Of each canvas all that was decided, with the scores as they are."""
-    return [
-        sorted(
-            (delta.step, int(position), int(token), float(score))
-            for delta in record.commits
-            for position, token, score in zip(delta.positions, delta.ids, delta.log_confidence, strict=True)
-        )
-        for record in decoded.records
-    ]
-
-
 @needs_triton
 @pytest.mark.parametrize(
     ("shape", "dtype", "config"),
@@ -329,7 +307,7 @@ def test_a_canvas_alone_and_in_a_batch(
 
     def run(some: list[tuple[int, ...]]) -> list[list[Any]]:
         layout = nap_layout((5, 4), summary=3, prompt=max(map(len, some)))
-        return decoded(collect(executor, make_task(layout, wanted, some)))
+        return collect(executor, make_task(layout, wanted, some)).decisions()
 
     together = run(prompts)
     assert all(len(one) >= 3 for one in together)
@@ -347,7 +325,7 @@ def test_several_workers_equal_one(
     found = []
     for workers in (1, 2):
         executor = InlineExecutor(model, workers=workers, compiling=STEPS, **place)  # type: ignore[arg-type]
-        found.append(decoded(collect(executor, make_task(layout, wanted, prompts, workers))))
+        found.append(collect(executor, make_task(layout, wanted, prompts, workers)).decisions())
     assert found[0] == found[1]
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,16 +19,9 @@ needs_triton = pytest.mark.skipif(not (ON_GPU or INTERPRETED), reason="needs Tri
 
 
 @pytest.mark.skipif(find_spec("triton") is None or ON_GPU, reason="needs Triton, without a GPU")
-def test_interpreted() -> None:
-    """The tests below in a process that interprets kernels: Triton has to know when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not test_interpreted", __file__]
-    folder = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout.splitlines()[-1]
+def test_interpreted(interpreted: Callable[[str], None]) -> None:
+    """The tests below in a process that interprets kernels."""
+    interpreted(__file__)
 
 
 def logits(rows: int, vocab: int, dtype: torch.dtype) -> torch.Tensor:
