@@ -27,16 +27,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import wait
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 from origin import head
-from step import PROMPT, random_model
+from step import PROMPT, kernels_of, random_model, times_of
 
 from nap_runtime import DecodeConfig, SyncPolicy
+from nap_runtime.bench.roofline import wait
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.machine import Finish, Plan
 from nap_runtime.decoding.placement import Assignment
@@ -93,7 +94,7 @@ def main() -> None:
 def _end_together(members: Sequence[BaseProcess]) -> None:
     """Wait for all; where one fails, the others would wait for it until the group's timeout."""
     while running := [member for member in members if member.exitcode is None]:
-        wait([member.sentinel for member in running])
+        connection.wait([member.sentinel for member in running])
         if any(member.exitcode for member in members):
             for member in members:
                 member.kill()
@@ -147,19 +148,15 @@ def _lines(group: Communicator, device: torch.device, args: argparse.Namespace) 
     model = random_model(args.shape, device, args.dtype)
     options = CompileOptions(mode=args.compile, numerics=args.numerics)
     denoiser, dtype = prepare(model, options), getattr(torch, args.dtype)
-    whole: dict[str, Any] = {}  # of the first case, on the first device; elsewhere the first line stands in for it
+    whole: tuple[dict[str, Any], dict[int, int]] | None = None  # the first case; not on other devices, whom none asks
     for case in _cases(args):
         if case.alone and group.rank:
             continue
         comm = Solo() if case.alone else group
         worker = BlockWorker(denoiser, comm, dtype=dtype, device=device, compiling=options)
-        line = _measured(worker, _task(model.config, case, args), case, args)
-        whole = whole or line
-        yield line | {
-            "speed": whole["seconds"] / line["seconds"],
-            "same_ids": _same(whole["ids"], line["ids"]),
-            "ids": None,
-        }
+        line, ids = _measured(worker, _task(model.config, case, args), case, args)
+        whole = whole or (line, ids)
+        yield line | {"speed": whole[0]["seconds"] / line["seconds"], "same_ids": _same(whole[1], ids)}
 
 
 def _same(one: dict[int, int], other: dict[int, int]) -> float:
@@ -200,14 +197,16 @@ def _task(config: ModelConfig, case: Case, args: argparse.Namespace) -> Task:
     return Task(plan=Plan.of(layout, wanted, Assignment(workers)), prompts=(prompt,))
 
 
-def _measured(worker: BlockWorker, task: Task, case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    """Medians over decodes; two before them compile and capture."""
+def _measured(
+    worker: BlockWorker, task: Task, case: Case, args: argparse.Namespace
+) -> tuple[dict[str, Any], dict[int, int]]:
+    """Medians over decodes, two before which compile and capture; and ids by slot, of those this worker answers for."""
     decodes = [_decode(worker, task) for _ in range(2 + args.repeats)][2:]
     seconds = statistics.median(seconds for seconds, _, _ in decodes)
     outcome = decodes[-1][1]
     meters, steps = outcome.meters, task.plan.schedule.steps
     shares = [(o.meters.blocked_seconds + o.meters.recompute_seconds) / s for s, o, _ in decodes]
-    return {
+    line = {
         "case": case.name,
         "seconds": seconds,
         "seconds_all": [s for s, _, _ in decodes],
@@ -219,8 +218,8 @@ def _measured(worker: BlockWorker, task: Task, case: Case, args: argparse.Namesp
         "sync_share": None if case.alone else statistics.median(shares),
         "launch_ms_per_step": 1e3 * statistics.median(launch for _, _, launch in decodes) / steps,
         "kernels": _kernels(worker, task),
-        "ids": _ids(outcome),
     }
+    return line, dict(zip(outcome.slots.tolist(), outcome.ids[0].tolist(), strict=True))
 
 
 def _decode(worker: BlockWorker, task: Task) -> tuple[float, Outcome, float]:
@@ -236,7 +235,7 @@ def _decode(worker: BlockWorker, task: Task) -> tuple[float, Outcome, float]:
             if not goes_on:
                 break
         outcome = run.finish(cancelled=False)
-    _wait(worker.device)
+    wait(worker.device)
     return time.perf_counter() - began, outcome, launch
 
 
@@ -248,10 +247,7 @@ def _kernels(worker: BlockWorker, task: Task) -> list[dict[str, Any]] | None:
 
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         seconds, _, _ = _decode(worker, task)
-    busy: dict[str, float] = {}
-    for event in trace.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            busy[event.name] = busy.get(event.name, 0.0) + event.time_range.end - event.time_range.start
+    busy = {name: sum(times) for name, times in times_of(kernels_of(trace)).items()}
     longest = sorted(busy.items(), key=lambda item: -item[1])
     named = [item for item in longest[:10] if "nccl" not in item[0].lower()]
     named += [item for item in longest if "nccl" in item[0].lower()]
@@ -260,21 +256,11 @@ def _kernels(worker: BlockWorker, task: Task) -> list[dict[str, Any]] | None:
     ]
 
 
-def _ids(outcome: Outcome) -> dict[int, int]:
-    """By slot, of those that this worker answers for."""
-    return dict(zip(outcome.slots.tolist(), outcome.ids[0].tolist(), strict=True))
-
-
 def _meet(comm: Communicator, device: torch.device) -> None:
     """Begin together."""
     one = torch.zeros(1, device=device)
     comm.all_gather(one.new_zeros((comm.world, 1)), one)
-    _wait(device)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
 
 
 def _table(found: dict[str, Any]) -> str:

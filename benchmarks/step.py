@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +36,7 @@ from llada_loop import PublishedLoop
 from origin import head
 
 from nap_runtime import DecodeConfig, SyncPolicy
+from nap_runtime.bench.roofline import wait
 from nap_runtime.decoding.layout import CanvasLayout
 from nap_runtime.decoding.machine import Finish, Plan
 from nap_runtime.decoding.placement import Assignment
@@ -213,14 +214,14 @@ def _measure(
     began = time.perf_counter()
     for _ in range(warm):
         step()
-    _wait(device)
+    wait(device)
     first = time.perf_counter() - began
     marks = [_mark(device)]
     for _ in range(repeats):
         for _ in range(unroll):
             step()
         marks.append(_mark(device))
-    _wait(device)
+    wait(device)
     seconds = [_between(a, b) / unroll for a, b in pairwise(marks)]
     ids, steps, score = (tensor[0].cpu() for tensor in held)
     return Measured(seconds=seconds, first=first, ids=ids, step=steps, score=score, forwards=warm + repeats * unroll)
@@ -236,11 +237,6 @@ def _mark(device: torch.device) -> Any:
 
 def _between(a: Any, b: Any) -> float:
     return b - a if isinstance(a, float) else float(a.elapsed_time(b)) / 1e3
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 # -- a line -------------------------------------------------------------------------------------------------------
@@ -373,18 +369,29 @@ def _profile(variant: Variant, model: DiffusionTransformer, prepared: dict[Any, 
             for _ in range(steps):
                 _one_step(run)
             torch.cuda.synchronize()
-    kernels = [event for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = kernels_of(trace)
     if not kernels:
         return print("#   the profiler saw no kernels")
     span = max(event.time_range.end for event in kernels) - min(event.time_range.start for event in kernels)
-    busy: dict[str, list[float]] = {}
-    for event in kernels:
-        busy.setdefault(event.name, []).append(event.time_range.end - event.time_range.start)
+    busy = times_of(kernels)
     total = sum(map(sum, busy.values()))
     print(f"#   a step: {span / steps / 1e3:.2f} ms, {total / steps / 1e3:.2f} ms in {len(kernels) // steps} kernels")
     for name, times in sorted(busy.items(), key=lambda item: -sum(item[1]))[:10]:
         mean = statistics.mean(times)
         print(f"#   {sum(times) / steps / 1e3:7.3f} ms  {len(times) / steps:6.1f} x {mean:8.1f} us  {name[:70]}")
+
+
+def kernels_of(trace: Any) -> list[Any]:
+    """Events of a profile that ran on a GPU."""
+    return [event for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+
+
+def times_of(kernels: Sequence[Any]) -> dict[str, list[float]]:
+    """Microseconds of each run, by kernel."""
+    busy: dict[str, list[float]] = {}
+    for event in kernels:
+        busy.setdefault(event.name, []).append(event.time_range.end - event.time_range.start)
+    return busy
 
 
 def _about(device: torch.device) -> dict[str, Any]:
