@@ -1,4 +1,4 @@
-"""Ctrl-C handlers for the length of a block."""
+"""Ctrl-C for the length of a block."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def on_interrupt(handler: Callable[..., object] | signal.Handlers) -> Iterator[N
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Let SIGINT arrive after the block, not inside it. Processes that are started inside do not get it at all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

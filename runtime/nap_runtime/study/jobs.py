@@ -10,15 +10,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nap_runtime.errors import CancelledError, NapError, UsageError, WorkerError
 from nap_runtime.executor.base import out_of_memory
+from nap_runtime.executor.interrupts import interrupts_wait
 from nap_runtime.study.budget import slots_of
 from nap_runtime.study.listener import Listener
 from nap_runtime.study.rows import RowFile
@@ -57,7 +57,7 @@ def run_at_once(
     longest = sorted(todo, key=_cost, reverse=True)
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(study, out, jobs, stop))
     try:
-        with _no_interrupt():
+        with interrupts_wait():  # a process whose start one breaks off is in no list: nobody would wait for its end
             waiting = {pool.submit(_one, run.id): run for run in longest}
         return _collect(waiting, finished, listener, cancelled, jobs)
     except BrokenProcessPool:
@@ -65,16 +65,6 @@ def run_at_once(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Ctrl-C waits: a process whose start it breaks off is in no list, and nobody would wait for its end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cost(run: Run) -> int:
