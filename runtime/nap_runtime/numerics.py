@@ -22,15 +22,25 @@ def check_numerics(numerics: Numerics, *, compile: str, device: str, dtype: str,
     one_of("numerics", numerics, NUMERICS)
     if numerics == "fast":
         return
-    if device != "cuda":
-        raise UsageError(f"numerics: 'invariant' needs a CUDA device, not {device}; use 'fast'", field="numerics")
-    if compile == "none":
-        raise UsageError("numerics: 'invariant' needs compile 'default' or 'graph'", field="numerics")
+    check_device(device)
+    check_compiled(compile)
     if dtype == "float64":
         text = "numerics: 'invariant' takes at most 32 bits a number; float64 gives equal ids with 'fast'"
         raise UsageError(text, field="numerics")
     if "fp8" in (storage.weights, storage.kv):
         raise UsageError("numerics: 'invariant' has no FP8; use weights and kv 'native'", field="numerics")
+
+
+def check_device(device: str) -> None:
+    """UsageError where `invariant` has no kernels for a kind of device."""
+    if device != "cuda":
+        raise UsageError(f"numerics: 'invariant' needs a CUDA device, not {device}; use 'fast'", field="numerics")
+
+
+def check_compiled(compile: str) -> None:
+    """UsageError where steps run operation by operation, which `invariant` does not."""
+    if compile == "none":
+        raise UsageError("numerics: 'invariant' needs compile 'default' or 'graph'", field="numerics")
 
 
 def check_sync(numerics: Numerics, policy: SyncPolicy) -> None:

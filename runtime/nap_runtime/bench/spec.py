@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any, Literal, get_args
 
@@ -111,10 +111,7 @@ class BenchSpec:
 
     def compile_options(self, mode: CompileMode) -> CompileOptions:
         """The same in one of the modes, of what goes through a coordinator."""
-        if self.numerics == "fast":
-            return self.fast_options(mode)
-        how: dict[str, Any] = {"gemm": self.gemm, "attention": self.attention, "unroll": self.unroll}
-        return CompileOptions(mode=mode, numerics=self.numerics, **how)
+        return replace(self.fast_options(mode), numerics=self.numerics)
 
     def fast_options(self, mode: CompileMode) -> CompileOptions:
         """Of views and of peers' loops, which bring attention of their own."""

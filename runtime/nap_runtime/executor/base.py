@@ -106,7 +106,6 @@ def out_of_memory(error: BaseException | None) -> bool:
     """Whether a device's memory was full, here or in what `error` was raised from."""
     if error is None:
         return False
-    own = isinstance(error, RuntimeError) and "out of memory" in str(
-        error
-    )  # not all of torch's have a class of their own
+    # Not all of torch's have a class of their own.
+    own = isinstance(error, RuntimeError) and "out of memory" in str(error)
     return own or isinstance(error, torch.OutOfMemoryError) or out_of_memory(error.__cause__)

@@ -30,7 +30,7 @@ from nap_runtime.models.compilations import COMPILATIONS
 from nap_runtime.models.quantised import Packed, PackedAttention, dequantise, join, parted, quantise_rows
 from nap_runtime.models.sdpa import grouped_sdpa
 from nap_runtime.models.transformer import Attend, Attention, DiffusionTransformer, Layer, Projection, gated, rotate
-from nap_runtime.numerics import NUMERICS, Numerics
+from nap_runtime.numerics import NUMERICS, Numerics, check_compiled
 
 Gemm = Literal["library", "tuned"]
 AttentionKernel = Literal["auto", "flash", "cudnn"]
@@ -95,8 +95,7 @@ class CompileOptions:
             if getattr(self, name) != value:
                 text = f"{name}: numerics 'invariant' has products, attention and kernels of its own; leave it out"
                 raise UsageError(text, field=name)
-        if self.mode == "none":
-            raise UsageError("numerics: 'invariant' needs compile 'default' or 'graph'", field="numerics")
+        check_compiled(self.mode)
 
     def check(self, device: torch.device, *, simulated: bool = False) -> None:
         """Whether a worker on this device can run so.

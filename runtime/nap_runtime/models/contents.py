@@ -9,6 +9,8 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from nap_runtime.models.manifest import sha256_of
+
 # What a causal LM's folder is read from: configurations, weights, and tokenizers of all kinds.
 _OF_MODELS = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
 
@@ -31,5 +33,4 @@ def digest_of_model(path: Path) -> str:
 @lru_cache(maxsize=1024)
 def _sha256(file: Path, size: int, changed: int) -> str:
     """The other two only tell one state of the file from another."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(file)

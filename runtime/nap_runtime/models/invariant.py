@@ -35,6 +35,7 @@ from torch import Tensor
 from nap_runtime.decoding.confidence import LOWEST
 from nap_runtime.errors import UsageError
 from nap_runtime.job import Confidence
+from nap_runtime.numerics import check_device
 
 try:
     import triton
@@ -55,8 +56,7 @@ def check_kernels(device: torch.device) -> None:
     Raises:
         UsageError: they need a GPU, and Triton.
     """
-    if device.type != "cuda":
-        raise UsageError(f"numerics: 'invariant' needs a CUDA device, not {device.type}; use 'fast'", field="numerics")
+    check_device(device.type)
     if triton is None:
         raise UsageError("numerics: 'invariant' needs Triton, which is not installed; use 'fast'", field="numerics")
 

@@ -108,11 +108,8 @@ def matches(file: Path, entry: FileEntry) -> bool:
 
 def sha256_of(file: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while piece := stream.read(CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_digest(text: str) -> bool:

@@ -104,22 +104,27 @@ def score_open(
 ) -> tuple[Tensor, Tensor]:
     """Candidates and their log-confidences where their slots are, [B, S] each; anything where none is open."""
     n_slots, batch = slots.columns_S.shape[0], chosen_BC.shape[0]
-    at_BC = slots.positions.expand(batch, -1).gather(1, chosen_BC.clamp_max(n_slots - 1))
-    if choice.invariant:
-        noise: dict[str, Any] = {"temperature": choice.temperature, "seed": seed, "positions": at_BC, "step": step}
-        ids_BC, scores_BC = invariant.candidates(logits_BCV, choice.confidence, choice.mask_id, **noise)
-    elif choice.kernel and kernels.ranks(logits_BCV):
+    if choice.kernel and kernels.ranks(logits_BCV):
         ids_BC, scores_BC = kernels.best_of(logits_BCV, choice.mask_id)
     else:
-        ids_V = torch.arange(logits_BCV.shape[-1], device=logits_BCV.device)
-        wide_BCV = logits_BCV.to(accumulate_dtype(logits_BCV.dtype))
-        wide_BCV = torch.where(ids_V == choice.mask_id, -torch.inf, wide_BCV)
-        ids_BC = confidence.draw(wide_BCV, temperature=choice.temperature, seed=seed, positions=at_BC, step=step)
-        scores_BC = confidence.log_confidence(choice.confidence, wide_BCV, ids_BC)
+        at_BC = slots.positions.expand(batch, -1).gather(1, chosen_BC.clamp_max(n_slots - 1))
+        noise: dict[str, Any] = {"temperature": choice.temperature, "seed": seed, "positions": at_BC, "step": step}
+        ids_BC, scores_BC = _drawn(logits_BCV, choice, noise)
     scores_BC = confidence.weigh_ends(scores_BC, ids_BC, text_ends_E, choice.eos_weight)
     ids_BS = ids_BC.new_zeros((batch, n_slots + 1)).scatter(1, chosen_BC, ids_BC)
     scores_BS = scores_BC.new_zeros((batch, n_slots + 1)).scatter(1, chosen_BC, scores_BC)
     return ids_BS[:, :n_slots], scores_BS[:, :n_slots]
+
+
+def _drawn(logits_BCV: Tensor, choice: Choice, noise: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Candidates and their log-confidences, [B, C] each."""
+    if choice.invariant:
+        return invariant.candidates(logits_BCV, choice.confidence, choice.mask_id, **noise)
+    ids_V = torch.arange(logits_BCV.shape[-1], device=logits_BCV.device)
+    wide_BCV = logits_BCV.to(accumulate_dtype(logits_BCV.dtype))
+    wide_BCV = torch.where(ids_V == choice.mask_id, -torch.inf, wide_BCV)
+    ids_BC = confidence.draw(wide_BCV, **noise)
+    return ids_BC, confidence.log_confidence(choice.confidence, wide_BCV, ids_BC)
 
 
 def picked(ranks_BS: Tensor, open_BS: Tensor, slots: Slots, quota_S: Tensor) -> Tensor:

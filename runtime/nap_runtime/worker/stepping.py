@@ -178,7 +178,8 @@ class DeviceSteps:
         decide(logits_BCV, chosen_BC, self._canvas, slots, self.number, self._seed, ends_E)
 
     def _choice(self, part: Part) -> Choice:
-        config = self._config
+        config, own = self._config, self._options.numerics == "invariant"
+        best = config.temperature == 0 and config.confidence == "max-prob"
         return Choice(
             rule=config.picks_by,
             confidence=config.confidence,
@@ -188,8 +189,8 @@ class DeviceSteps:
             fill_id=self._layout.fill_id,
             closes=self._layout.kind == "nap",
             always=part == "canvas",
-            kernel=self._options.kernels and config.temperature == 0 and config.confidence == "max-prob",
-            invariant=self._options.numerics == "invariant",
+            kernel=self._options.kernels and best and not own,
+            invariant=own,
         )
 
     def _slots_of(self, step: Step, kind: Kind) -> Slots:
